@@ -1,0 +1,373 @@
+"""The axis algebra: what one dimension of one tensor is made of, and when two dimensions agree.
+
+An axis is a term over *atoms*, the smallest sets of positions that can be kept or removed alone:
+
+* `Atom(n)`            n positions, free or frozen;
+* `Product(a, b, ...)` row-major: position (i, j) = i * |b| + j  (`view`, heads, conv groups);
+* `Concat(a, b, ...)`  one piece after the other                 (`cat`, `split`, slices).
+
+`Unifier` holds the bindings: union-find over terms, as in Hindley-Milner type inference. To unify
+two axes is to make them the same axis: atoms are bound, products refined to common factors,
+concatenations to common boundaries. Where no refinement exists both sides are frozen, which is
+always sound.
+
+Terms are kept in a normal form: size-1 axes are `ONE`, products and concatenations are flat, and a
+product whose first factor is a concatenation is distributed, `(a + b) * c = a*c + b*c`, which
+row-major order allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A set of `size` positions that nothing splits further; `ident` tells atoms apart."""
+
+    ident: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"a{self.ident}({self.size})"
+
+
+@dataclass(frozen=True)
+class Product:
+    """Row-major product of `factors`; the empty product is `ONE`, the axis with one position."""
+
+    factors: tuple[Axis, ...]
+
+    @cached_property
+    def size(self) -> int:
+        return prod(f.size for f in self.factors)
+
+    def __str__(self) -> str:
+        return "*".join(f"({f})" if isinstance(f, Concat) else str(f) for f in self.factors) or "1"
+
+
+@dataclass(frozen=True)
+class Concat:
+    """`parts` one after the other; the empty concatenation has no position."""
+
+    parts: tuple[Axis, ...]
+
+    @cached_property
+    def size(self) -> int:
+        return sum(p.size for p in self.parts)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts)) or "0"
+
+
+Axis = Atom | Product | Concat
+Axes = tuple[Axis, ...]
+
+ONE = Product(())
+NONE = Concat(())
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis keeps its width: the rule that says so, the node it was met at, a sentence."""
+
+    rule: str
+    node: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.detail} [{self.rule} at {self.node}]"
+
+
+def product(factors: Iterable[Axis]) -> Axis:
+    """The row-major product of already normal `factors`, in normal form."""
+    flat: list[Axis] = []
+    for factor in factors:
+        flat.extend(factor.factors if isinstance(factor, Product) else (factor,))
+    if any(factor.size == 0 for factor in flat):
+        return NONE
+    if len(flat) == 1:
+        return flat[0]
+    if flat and isinstance(flat[0], Concat):
+        rest = flat[1:]
+        return concat(product((part, *rest)) for part in flat[0].parts)
+    return Product(tuple(flat)) if flat else ONE
+
+
+def concat(parts: Iterable[Axis]) -> Axis:
+    """The concatenation of already normal `parts`, in normal form."""
+    flat: list[Axis] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Concat) else (part,))
+    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+
+def atoms(axis: Axis) -> Iterator[Atom]:
+    """Every atom of `axis`, in order, repetitions included."""
+    match axis:
+        case Atom():
+            yield axis
+        case Product(factors=children) | Concat(parts=children):
+            for child in children:
+                yield from atoms(child)
+
+
+def kept_positions(axis: Axis, kept: Mapping[Atom, Positions]) -> Positions:
+    """Positions of `axis` that remain when every atom in `kept` keeps only the listed positions."""
+    match axis:
+        case Atom():
+            found = kept.get(axis)
+            return np.arange(axis.size) if found is None else found
+        case Product(factors=factors):
+            positions = np.zeros(1, dtype=np.int64)
+            for factor in factors:
+                inner = kept_positions(factor, kept)
+                positions = (positions[:, None] * factor.size + inner[None, :]).ravel()
+            return positions
+        case Concat(parts=parts):
+            pieces, offset = [np.zeros(0, dtype=np.int64)], 0
+            for part in parts:
+                pieces.append(kept_positions(part, kept) + offset)
+                offset += part.size
+            return np.concatenate(pieces)
+
+
+def kept_size(axis: Axis, sizes: Mapping[Atom, int]) -> int:
+    """Number of positions of `axis` when every atom in `sizes` has that many left."""
+    match axis:
+        case Atom():
+            return sizes.get(axis, axis.size)
+        case Product(factors=factors):
+            return prod(kept_size(f, sizes) for f in factors)
+        case Concat(parts=parts):
+            return sum(kept_size(p, sizes) for p in parts)
+
+
+def project(axis: Axis, weights: NDArray[np.float64]) -> dict[Atom, NDArray[np.float64]]:
+    """Sum `weights`, one number per position of `axis`, onto the positions of its atoms.
+
+    An atom that occurs several times, or beside other factors, collects all it stands for.
+    """
+    totals: dict[Atom, NDArray[np.float64]] = {}
+
+    def collect(term: Axis, values: NDArray[np.float64]) -> None:
+        match term:
+            case Atom():
+                totals[term] = totals[term] + values if term in totals else values
+            case Product(factors=factors):
+                grid = values.reshape([f.size for f in factors])
+                for dim, factor in enumerate(factors):
+                    others = tuple(d for d in range(len(factors)) if d != dim)
+                    collect(factor, grid.sum(axis=others))
+            case Concat(parts=parts):
+                offset = 0
+                for part in parts:
+                    collect(part, values[offset : offset + part.size])
+                    offset += part.size
+
+    collect(axis, np.asarray(weights, dtype=np.float64))
+    return totals
+
+
+class Unifier:
+    """The bindings between axes found so far: union-find with terms in place of plain roots."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._bound: dict[Atom, Axis] = {}
+        self._frozen: dict[Atom, Reason] = {}
+
+    # -- making axes -------------------------------------------------------------------------------
+
+    def fresh(self, size: int, frozen: Reason | None = None) -> Axis:
+        """A new axis with `size` positions; a size of one or none is never prunable."""
+        if size <= 1:
+            return ONE if size == 1 else NONE
+        atom = Atom(self._next, size)
+        self._next += 1
+        if frozen is not None:
+            self._frozen[atom] = frozen
+        return atom
+
+    def reason(self, atom: Atom) -> Reason | None:
+        """Why `atom` is frozen, or None if it is free."""
+        return self._frozen.get(atom)
+
+    def is_free(self, axis: Axis) -> bool:
+        """Whether any atom of `axis` may still lose positions."""
+        return any(atom not in self._frozen for atom in atoms(self.resolve(axis)))
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def resolve(self, axis: Axis) -> Axis:
+        """`axis` in normal form, with every bound atom replaced by what it is bound to."""
+        match axis:
+            case Atom():
+                target = self._bound.get(axis)
+                if target is None:
+                    return axis
+                resolved = self.resolve(target)
+                if resolved is not target:
+                    self._bound[axis] = resolved
+                return resolved
+            case Product(factors=factors):
+                found = [self.resolve(f) for f in factors]
+                changed = any(new is not old for new, old in zip(found, factors, strict=True))
+                return product(found) if changed else axis
+            case Concat(parts=parts):
+                found = [self.resolve(p) for p in parts]
+                changed = any(new is not old for new, old in zip(found, parts, strict=True))
+                return concat(found) if changed else axis
+
+    # -- relating axes -----------------------------------------------------------------------------
+
+    def freeze(self, axis: Axis, reason: Reason) -> None:
+        """Keep every position of `axis`; the first reason given for an atom is remembered."""
+        for atom in atoms(self.resolve(axis)):
+            self._frozen.setdefault(atom, reason)
+
+    def unify(self, left: Axis, right: Axis, reason: Reason) -> None:
+        """Make two axes of equal size one. `reason` is recorded where they have no common form.
+
+        Raises:
+            ValueError: the sizes differ, which means that the calling rule is wrong.
+        """
+        left, right = self.resolve(left), self.resolve(right)
+        if left == right:
+            return
+        if left.size != right.size:
+            raise ValueError(f"axes of different size cannot agree: {left} and {right}")
+        match left, right:
+            case Atom(), _:
+                self._bind(left, right)
+            case _, Atom():
+                self._bind(right, left)
+            case Product(), Product():
+                self._unify_products(left, right, reason)
+            case _:
+                self._unify_pieces(left, right, reason)
+
+    def factor(self, axis: Axis, sizes: Sequence[int], reason: Reason) -> Axes:
+        """`axis` as a row-major product of factors with the given `sizes`."""
+        factors = tuple(self.fresh(size) for size in sizes)
+        self.unify(product(factors), axis, reason)
+        return tuple(self.resolve(f) for f in factors)
+
+    def pieces(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+        """`axis` cut into consecutive pieces of the given `sizes`."""
+        found: list[Axis] = []
+        rest = axis
+        for size in sizes:
+            piece, rest = self._cut(rest, size)
+            found.append(piece)
+        return tuple(self.resolve(piece) for piece in found)
+
+    # -- how terms are refined ---------------------------------------------------------------------
+
+    def _bind(self, atom: Atom, target: Axis) -> None:
+        reason = self._frozen.pop(atom, None)
+        if reason is not None:
+            self.freeze(target, reason)
+        self._bound[atom] = target
+
+    def _unify_products(self, left: Product, right: Product, reason: Reason) -> None:
+        """Refine both to the factors between the union of their strides, if these divide."""
+        strides = sorted(_strides(left) | _strides(right), reverse=True)
+        if any(big % small for big, small in pairwise(strides)):
+            self.freeze(left, reason)
+            self.freeze(right, reason)
+            return
+        split_left = [self._split_factor(f, s, strides, reason) for f, s in _with_stride(left)]
+        split_right = [self._split_factor(f, s, strides, reason) for f, s in _with_stride(right)]
+        pairs = zip(_flatten(split_left), _flatten(split_right), strict=True)
+        for mine, theirs in pairs:
+            self.unify(mine, theirs, reason)
+
+    def _split_factor(
+        self, factor: Axis, stride: int, strides: Sequence[int], reason: Reason
+    ) -> Axes:
+        top = stride * factor.size
+        inside = [s for s in strides if stride <= s <= top]
+        sizes = [big // small for big, small in pairwise(inside)]
+        return (factor,) if len(sizes) <= 1 else self.factor(factor, sizes, reason)
+
+    def _unify_pieces(self, left: Axis, right: Axis, reason: Reason) -> None:
+        """At least one side is a concatenation: cut the other at its first boundary, and go on."""
+        while True:
+            left, right = self.resolve(left), self.resolve(right)
+            if left.size == 0:
+                return
+            if not (isinstance(left, Concat) or isinstance(right, Concat)):
+                self.unify(left, right, reason)
+                return
+            size = min(_first_piece(left).size, _first_piece(right).size)
+            left_head, left = self._cut(left, size)
+            right_head, right = self._cut(right, size)
+            self.unify(left_head, right_head, reason)
+
+    def _cut(self, axis: Axis, offset: int) -> tuple[Axis, Axis]:
+        """`axis` as two consecutive pieces, the first with `offset` positions."""
+        axis = self.resolve(axis)
+        if offset == 0:
+            return NONE, axis
+        if offset == axis.size:
+            return axis, NONE
+        match axis:
+            case Atom():
+                left, right = self._split_atom(axis, offset)
+                self._bound[axis] = concat((left, right))
+                return left, right
+            case Concat(parts=parts):
+                for index, part in enumerate(parts):
+                    if offset < part.size:
+                        left, right = self._cut(part, offset)
+                        return concat((*parts[:index], left)), concat((right, *parts[index + 1 :]))
+                    offset -= part.size
+                    if offset == 0:
+                        return concat(parts[: index + 1]), concat(parts[index + 1 :])
+            case Product(factors=(first, *rest)):
+                inner = product(rest)
+                row, column = divmod(offset, inner.size)
+                above, below = self._cut(first, row)
+                if column == 0:
+                    return product((above, inner)), product((below, inner))
+                # The cut falls inside one row: that row stands alone, and every row is cut alike.
+                _, after = self._cut(below, 1)
+                left, right = self._cut(inner, column)
+                inner = concat((left, right))
+                return (
+                    concat((product((self.resolve(above), inner)), left)),
+                    concat((right, product((after, inner)))),
+                )
+        raise AssertionError(f"offset {offset} lies outside {axis}")
+
+    def _split_atom(self, atom: Atom, offset: int) -> tuple[Axis, Axis]:
+        reason = self._frozen.pop(atom, None)
+        return self.fresh(offset, reason), self.fresh(atom.size - offset, reason)
+
+
+def _strides(axis: Product) -> set[int]:
+    """How far apart neighbours along each factor lie, with the size of the whole."""
+    return {stride for _, stride in _with_stride(axis)} | {axis.size}
+
+
+def _with_stride(axis: Product) -> list[tuple[Axis, int]]:
+    strides = [prod(f.size for f in axis.factors[i + 1 :]) for i in range(len(axis.factors))]
+    return list(zip(axis.factors, strides, strict=True))
+
+
+def _first_piece(axis: Axis) -> Axis:
+    return axis.parts[0] if isinstance(axis, Concat) else axis
+
+
+def _flatten(groups: Iterable[Axes]) -> list[Axis]:
+    return [axis for group in groups for axis in group]

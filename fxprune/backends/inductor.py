@@ -1,0 +1,101 @@
+"""PyTorch's own compiler, ahead of time (AOTInductor) and with frozen weights; CPU and CUDA.
+
+Ahead of time, because the result is one file that needs neither tracing nor compiling again.
+https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.backends.base import Backend, Engine
+from fxprune.backends.devices import torch_threads
+from fxprune.backends.modules import adapted
+from fxprune.backends.scopes import batch_shapes, positional
+from fxprune.backends.settings import Precision, Settings
+from fxprune.backends.signature import Signature
+from fxprune.errors import InputError
+from fxprune.files import atomic_path
+
+_MANIFEST = "fxprune"
+
+
+@dataclass(frozen=True)
+class InductorEngine(Engine):
+    """A loaded package, and its bytes."""
+
+    package: bytes = field(repr=False)
+    loaded: Any = field(repr=False)
+
+    def run(self, *inputs: Tensor) -> Any:
+        with torch.no_grad(), torch_threads(self.settings.threads):
+            return self.loaded(*inputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the package: native code, to be loaded only where it can be trusted."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.package)
+
+
+class InductorBackend(Backend):
+    """Compiles with `torch.export` and AOTInductor; any precision, NCHW or NHWC."""
+
+    name = "inductor"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+    device_types = ("cpu", "cuda")
+    takes_channels_last = True
+
+    def unavailable(self) -> str | None:
+        compilers = [os.environ.get("CXX", "g++"), "g++", "clang++", "cl"]
+        if any(shutil.which(compiler) for compiler in compilers):
+            return None
+        return "it needs a C++ compiler; run: apt-get install g++ (or set CXX)"
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def build(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        settings: Settings,
+        signature: Signature,
+    ) -> Engine:
+        inputs, shapes = batch_shapes(inputs, signature)
+        manifest = {"settings": settings.to_json(), "signature": signature.to_json()}
+        options = {"freezing": True, "aot_inductor.metadata": {_MANIFEST: json.dumps(manifest)}}
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+            # The compiler warns about its own internals, which no caller of ours can act upon.
+            warnings.simplefilter("ignore")
+            path = str(Path(folder, "model.pt2"))
+            exported = torch.export.export(
+                positional(adapted(module, settings)), inputs, dynamic_shapes=shapes, strict=False
+            )
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=path, inductor_configs=options
+            )
+            loaded = torch._inductor.aoti_load_package(path)
+            package = Path(path).read_bytes()
+        return InductorEngine(self.name, settings, signature, package, loaded)
+
+    def restore(self, path: Path) -> Engine:
+        loaded = torch._inductor.aoti_load_package(str(path))
+        manifest = json.loads(loaded.get_metadata().get(_MANIFEST, "null"))
+        if manifest is None:
+            raise InputError("the package was not saved by fxprune", str(path))
+        settings = Settings.from_json(manifest["settings"])
+        signature = Signature.from_json(manifest["signature"])
+        return InductorEngine(self.name, settings, signature, path.read_bytes(), loaded)
+
+
+BACKEND = InductorBackend()

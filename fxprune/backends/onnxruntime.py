@@ -1,0 +1,154 @@
+"""ONNX Runtime on the CPU: the default there, since it is fast, predictable and cheap to build.
+
+https://onnxruntime.ai/docs/api/python/api_summary.html
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.backends.base import Backend, Engine, missing
+from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.region import Region
+from fxprune.backends.settings import Settings
+from fxprune.backends.signature import Signature
+from fxprune.files import atomic_path
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeEngine(Engine):
+    """A session, and the serialised ONNX model that it was made from."""
+
+    model: bytes = field(repr=False)
+    session: Any = field(repr=False)
+
+    def run(self, *inputs: Tensor) -> Any:
+        return self.signature.restore(
+            [torch.from_numpy(array) for array in self.session.run(None, self.feed(inputs))]
+        )
+
+    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The inputs by name, as NumPy arrays that share their memory where they can."""
+        names = (value.name for value in self.session.get_inputs())
+        arrays = (tensor.detach().contiguous().numpy() for tensor in inputs)
+        return dict(zip(names, arrays, strict=True))
+
+    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+        from onnxruntime import OrtValue
+
+        self.check(inputs)
+        binding = self.session.io_binding()
+        for name, array in self.feed(inputs).items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for value in self.session.get_outputs():
+            binding.bind_output(value.name)
+        session = self.session
+        return lambda: session.run_with_iobinding(binding)
+
+    def save(self, path: str | Path) -> None:
+        """Write the ONNX model; loading builds the session again."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.model)
+
+
+class OnnxRuntimeBackend(Backend):
+    """Compiles by exporting to ONNX; fp32 on the CPU."""
+
+    name = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        return (
+            missing("onnxruntime", "pip install onnxruntime")
+            or missing("onnx", "pip install onnx")
+            or missing("onnxscript", "pip install onnxscript")
+        )
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def build(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        settings: Settings,
+        signature: Signature,
+    ) -> Engine:
+        from fxprune.backends import onnx_model
+
+        model = onnx_model.export(module, inputs, signature)
+        return self._engine(onnx_model.pack(model, settings, signature), settings, signature)
+
+    def compile_region(self, region: Region, settings: Settings | None = None) -> Engine:
+        from fxprune.backends import onnx_model
+
+        settings = settings or Settings()
+        self.require(settings)
+        signature = Signature.of_region(region)
+        data = onnx_model.pack(onnx_model.region_model(region), settings, signature)
+        return self.attempt(
+            f"compile the region {region.signature()}",
+            lambda: self._engine(data, settings, signature),
+        )
+
+    def restore(self, path: Path) -> Engine:
+        from fxprune.backends import onnx_model
+
+        data = path.read_bytes()
+        return self._engine(data, *onnx_model.unpack(data, str(path)))
+
+    def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OnnxRuntimeEngine:
+        session = _session(model, _options(settings))
+        return OnnxRuntimeEngine(self.name, settings, signature, model, session)
+
+    def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+        """Seconds by fx node, from ONNX Runtime's own log of every run of every kernel."""
+        from fxprune.backends import onnx_model
+
+        assert isinstance(engine, OnnxRuntimeEngine)
+        with tempfile.TemporaryDirectory() as folder:
+            options = _options(engine.settings)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder, "profile"))
+            session = _session(engine.model, options)
+            for _ in range(PROFILED_RUNS):
+                session.run(None, engine.feed(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        seconds: dict[str, list[float]] = {}
+        for event in events:
+            if event["cat"] == "Node":
+                # Convolutions in the blocked layout are named after the value that they give.
+                kernel = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+                seconds.setdefault(kernel, []).append(event["dur"] * 1e-6)
+        return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
+
+
+def _options(settings: Settings) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin would be charged to the process, whose CPU time is measured.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only
+    return options
+
+
+def _session(model: bytes, options: Any) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+BACKEND = OnnxRuntimeBackend()

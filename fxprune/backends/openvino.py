@@ -1,0 +1,155 @@
+"""OpenVINO on the CPU, fed through ONNX.
+
+https://docs.openvino.ai/2026/api/api_reference.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.backends.base import Backend, Engine, missing
+from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.region import Region
+from fxprune.backends.settings import Precision, Settings
+from fxprune.backends.signature import Signature
+from fxprune.errors import BackendError
+from fxprune.files import atomic_path
+
+PROFILE_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class OpenVinoEngine(Engine):
+    """A compiled model, and the serialised ONNX model that it was made from."""
+
+    model: bytes = field(repr=False)
+    compiled: Any = field(repr=False)
+
+    def run(self, *inputs: Tensor) -> Any:
+        results = self.compiled(_arrays(inputs), share_inputs=True)
+        return self.signature.restore([torch.from_numpy(array) for array in results.to_tuple()])
+
+    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+        import openvino
+
+        self.check(inputs)
+        request = self.compiled.create_infer_request()
+        for index, array in enumerate(_arrays(inputs)):
+            request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        return lambda: request.infer()
+
+    def save(self, path: str | Path) -> None:
+        """Write the ONNX model, which OpenVINO reads directly; loading compiles it again."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.model)
+
+
+class OpenVinoBackend(Backend):
+    """Compiles by exporting to ONNX; fp32, and bf16 where the CPU computes in it."""
+
+    name = "openvino"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
+
+    def unavailable(self) -> str | None:
+        return (
+            missing("openvino", "pip install 'fxprune[openvino]'")
+            or missing("onnx", "pip install onnx")
+            or missing("onnxscript", "pip install onnxscript")
+        )
+
+    def version(self) -> str:
+        import openvino
+
+        return f"openvino {openvino.__version__}"
+
+    def build(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        settings: Settings,
+        signature: Signature,
+    ) -> Engine:
+        from fxprune.backends import onnx_model
+
+        model = onnx_model.export(module, inputs, signature)
+        return self._engine(onnx_model.pack(model, settings, signature), settings, signature)
+
+    def compile_region(self, region: Region, settings: Settings | None = None) -> Engine:
+        from fxprune.backends import onnx_model
+
+        settings = settings or Settings()
+        self.require(settings)
+        signature = Signature.of_region(region)
+        data = onnx_model.pack(onnx_model.region_model(region), settings, signature)
+        return self.attempt(
+            f"compile the region {region.signature()}",
+            lambda: self._engine(data, settings, signature),
+        )
+
+    def restore(self, path: Path) -> Engine:
+        from fxprune.backends import onnx_model
+
+        data = path.read_bytes()
+        return self._engine(data, *onnx_model.unpack(data, str(path)))
+
+    def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OpenVinoEngine:
+        compiled = _compiled(model, settings)
+        return OpenVinoEngine(self.name, settings, signature, model, compiled)
+
+    def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+        """Seconds by fx node.
+
+        OpenVINO tells a running average since compilation, so several compilations are averaged
+        apart and the fastest of them is taken.
+        """
+        from fxprune.backends import onnx_model
+
+        assert isinstance(engine, OpenVinoEngine)
+        seconds: dict[str, list[float]] = {}
+        for _ in range(PROFILE_ROUNDS):
+            compiled = _compiled(engine.model, engine.settings, profiled=True)
+            request = compiled.create_infer_request()
+            for _ in range(PROFILED_RUNS // PROFILE_ROUNDS):
+                request.infer(_arrays(inputs))
+            for kernel in request.profiling_info:
+                if kernel.real_time.total_seconds() > 0.0:
+                    seconds.setdefault(kernel.node_name, []).append(
+                        kernel.real_time.total_seconds()
+                    )
+        return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
+
+
+def _arrays(inputs: tuple[Tensor, ...]) -> list[Any]:
+    return [tensor.detach().contiguous().numpy() for tensor in inputs]
+
+
+def _compiled(model: bytes, settings: Settings, *, profiled: bool = False) -> Any:
+    import openvino
+
+    # Without this hint OpenVINO computes in bf16 wherever the CPU can, whatever the model holds.
+    hint = {"fp32": "f32", "bf16": "bf16"}[settings.precision]
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": settings.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": profiled,
+    }
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != {"fp32": "f32", "bf16": "bf16"}[settings.precision]:
+        raise BackendError(
+            f"this CPU computes in {used} when asked for {settings.precision}",
+            fix="choose precision fp32",
+        )
+    return compiled
+
+
+BACKEND = OpenVinoBackend()

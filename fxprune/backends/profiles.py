@@ -1,0 +1,27 @@
+"""From a compiler's list of kernels to seconds by fx node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+PROFILED_RUNS = 40
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """Mean of the fastest quarter of the runs.
+
+    Noise only adds time, so the fast runs are the true ones; their mean resolves more than the
+    whole microseconds that profilers count in.
+    """
+    fastest = sorted(seconds)[: max(1, len(seconds) // 4)]
+    return fmean(fastest)
+
+
+def by_node(seconds: Mapping[str, Sequence[float]], nodes: Mapping[str, str]) -> dict[str, float]:
+    """Sum the kernels of each fx node; what no node asked for stays under "[kernel name]"."""
+    total: dict[str, float] = {}
+    for kernel, runs in seconds.items():
+        key = nodes.get(kernel, f"[{kernel}]")
+        total[key] = total.get(key, 0.0) + typical(runs)
+    return total

@@ -1,0 +1,197 @@
+"""The `fxprune` command: a thin layer over the Python interface.
+
+fxprune backends
+fxprune analyze torchvision:resnet18 --input 1x3x224x224
+fxprune optimize my_package.models:build --input 1x3x224x224 --budget "60% latency" --out slim/
+fxprune table export latencies.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError, InputError
+
+app = typer.Typer(
+    help="Slim trained PyTorch networks to a latency budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+table_app = typer.Typer(help="Share measured latencies between machines.", no_args_is_help=True)
+app.add_typer(table_app, name="table")
+
+Spec = Annotated[
+    str, typer.Argument(help='"torchvision:resnet18", or "package.module:factory" of your own.')
+]
+Inputs = Annotated[
+    list[str], typer.Option("--input", help="Shape of an input, like 1x3x224x224; repeatable.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="safetensors file with the model's trained weights.")
+]
+
+
+def main() -> None:
+    """Run the command line; errors of fxprune print as one line and exit with code 2."""
+    try:
+        app()
+    except FxpruneError as error:
+        print(f"fxprune: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def backends() -> None:
+    """Show which backends can be used here, and how to install the others."""
+    from fxprune.backends import available
+
+    table = Table()
+    for heading in ("backend", "available", "version, or how to get it"):
+        table.add_column(heading, overflow="fold")
+    for row in available():
+        table.add_row(row.name, "no" if row.reason else "yes", row.reason or row.version or "")
+    Console().print(table)
+
+
+@app.command()
+def analyze(spec: Spec, input: Inputs) -> None:
+    """Show which channels of a model can be slimmed together, and what is frozen and why."""
+    import fxprune
+
+    model, inputs = build(spec), examples(input)
+    Console().print(fxprune.analyze(model, inputs))
+
+
+@app.command()
+def optimize(
+    spec: Spec,
+    input: Inputs,
+    budget: Annotated[
+        list[str], typer.Option(help='Like "60% latency" or "12 ms"; repeat it: all must hold.')
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the slim network and its report.")],
+    weights: Weights = None,
+    backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "auto",
+) -> None:
+    """Slim a model to a budget, by the magnitude of its weights, and write it with its report."""
+    import fxprune
+    from fxprune.budget import parse
+    from fxprune.files import write_text
+
+    budgets = parse(budget)
+    inputs = examples(input)
+    model = build(spec, weights)
+    slim = fxprune.optimize(model, budgets, inputs, backend=backend, importance="magnitude")
+    report = fxprune.report(slim)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be made a folder: {error.strerror}") from error
+    fxprune.save(slim, out / "slim.safetensors")
+    write_text(out / "plan.json", slim.meta["fxprune"]["plan"].to_json())
+    write_text(out / "report.json", report.to_json())
+    write_text(out / "report.md", report.to_markdown())
+    report.plot(out / "layers.png")
+    report.print()
+    Console().print(f"Written to {out}")
+
+
+@table_app.command("export")
+def export_table(path: Path) -> None:
+    """Write all latencies measured on this machine into a file."""
+    from fxprune import cache
+
+    Console().print(f"{cache.export(path)} latencies written to {path}")
+
+
+@table_app.command("import")
+def import_table(path: Path) -> None:
+    """Add the latencies in a file to those known on this machine."""
+    from fxprune import cache
+
+    Console().print(f"{cache.import_(path)} latencies read from {path}")
+
+
+def build(spec: str, weights: Path | None = None) -> nn.Module:
+    """The model that a specification names, in eval mode.
+
+    Raises:
+        InputError: there is no such model, or the weights are not its own.
+    """
+    source, colon, name = spec.partition(":")
+    if not (source and colon and name):
+        raise InputError(
+            f"{spec!r} does not name a model",
+            fix='Write "torchvision:resnet18", or "package.module:factory".',
+        )
+    model = _torchvision_model(name) if source == "torchvision" else _own_model(source, name)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        _load_weights(model, weights)
+    return model.eval()
+
+
+def examples(shapes: list[str]) -> tuple[Tensor, ...]:
+    """Random inputs, the same every time, for shapes written as 1x3x224x224.
+
+    Raises:
+        InputError: a shape does not parse.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"The input shape {text!r} does not parse", fix="Write 1x3x224x224.")
+    return tuple(int(part) for part in parts)
+
+
+def _torchvision_model(name: str) -> Any:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise InputError(
+            f"torchvision has no model {name!r}",
+            fix="torchvision.models.list_models() lists them.",
+        )
+    return models.get_model(name, weights=None)
+
+
+def _own_model(source: str, name: str) -> Any:
+    sys.path.insert(0, "")  # the user's own module is most often in the current folder
+    try:
+        module = importlib.import_module(source)
+    except ImportError as error:
+        raise InputError(f"The module {source!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not hasattr(module, name):
+        raise InputError(f"The module {source!r} has no {name!r}")
+    found = getattr(module, name)
+    return found if isinstance(found, nn.Module) else found()
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"The weights in {str(path)!r} cannot be loaded: {error}",
+            fix="Save the model's state_dict() with safetensors.torch.save_file.",
+        ) from error

@@ -1,0 +1,217 @@
+"""Capture: a user's model becomes one canonical `torch.fx.GraphModule`, whatever way it was traced.
+
+Canonical form: parametric operators are `nn` modules under their original names wherever the model
+has them so, dropout and batch norm follow `.train()` / `.eval()`, every placeholder is one input.
+No later pass asks how the model was captured. The model that was handed in is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from fxprune.errors import CaptureError, InputError
+from fxprune.passes.export import capture_by_export
+from fxprune.passes.trace import capture_by_tracing, is_opaque
+
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model.
+
+    Attributes:
+        module: an independent copy, in evaluation mode, as a `GraphModule` in canonical form.
+        example_inputs: one value per placeholder, in order.
+        capture: "symbolic_trace" or "torch.export".
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Any, ...]
+    capture: str
+
+
+def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
+    """Capture `model` as it runs on `example_inputs` in evaluation mode.
+
+    `torch.fx.symbolic_trace` comes first, because it keeps the user's modules; `torch.export` is
+    the way out where Python control flow or unsupported calls stop it, or where the trace holds
+    opaque calls (functions under `fx.wrap`, recurrent or attention modules) that export looks into.
+
+    Args:
+        model: any `nn.Module`; not modified.
+        example_inputs: what `model` is called with: a tensor, a tuple of positional arguments, or a
+            dict of keyword arguments.
+
+    Raises:
+        InputError: the model cannot be worked on (compiled, quantised, NaN weights, ...) or does
+            not run on `example_inputs`.
+        CaptureError: neither way captures the model; the message holds both reasons.
+    """
+    check_model(model)
+    args, kwargs = normal_inputs(example_inputs)
+    original = copied(model).eval()
+    expected = run_once(original, args, kwargs)
+    failures: list[str] = []
+    opaque: Captured | None = None
+    for name, way in (("symbolic_trace", capture_by_tracing), ("torch.export", capture_by_export)):
+        try:
+            module, inputs = way(original, args, kwargs)
+            difference = first_difference(expected, call_quietly(module, inputs))
+        except InputError:
+            raise
+        except Exception as error:  # any failure of a tracer is a reason to try the next one
+            failures.append(f"{name}: {type(error).__name__}: {_first_line(error)}")
+            continue
+        if difference is not None:
+            failures.append(f"{name}: the captured graph computes something else ({difference})")
+            continue
+        captured = Captured(module, inputs, name)
+        if not any(is_opaque(module, node) for node in module.graph.nodes):
+            return captured
+        opaque = opaque or captured
+    if opaque is not None:
+        return opaque
+    raise CaptureError(
+        f"{type(model).__name__} cannot be captured as a graph",
+        "; ".join(failures),
+        "Move data-dependent Python out of forward, or optimise the traceable submodules alone",
+    )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse early what no pass could work on."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module",
+            fix="Pass the module itself",
+        )
+    if hasattr(model, "_orig_mod"):
+        raise InputError(
+            "the model is already compiled by torch.compile",
+            fix="Pass the module it was compiled from (model._orig_mod), and compile the slim one",
+        )
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise InputError(
+            "the model is a TorchScript module", fix="Pass the Python module it was made from"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(
+            f"the model is wrapped in {type(model).__name__}", fix="Pass model.module instead"
+        )
+    for name, module in model.named_modules():
+        origin = type(module).__module__
+        if ".quantized" in origin or "quantization.fake" in origin:
+            raise InputError(
+                "the model is already quantised",
+                f"{name or 'model'} is a {origin}.{type(module).__name__}",
+                "Slim first, then quantise the slim model",
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(
+                f"{name} is not initialised", fix="Run the model once before it is slimmed"
+            )
+        if tensor.is_meta:
+            raise InputError(f"{name} is on the meta device", fix="Load real weights first")
+        if tensor.is_quantized:
+            raise InputError(f"{name} is quantised", fix="Slim first, then quantise the slim model")
+        # Other buffers may hold infinities on purpose, as attention masks do.
+        trained = isinstance(tensor, nn.Parameter) or name.endswith(("_mean", "_var"))
+        if trained and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{name} holds NaN or infinite values",
+                fix="Their importance cannot be judged; reload or retrain the weights",
+            )
+
+
+def normal_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of one call of the model."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Tensor):
+        args = (example_inputs,)
+    elif isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        raise InputError(
+            f"example_inputs is a {type(example_inputs).__name__}",
+            fix="Pass a tensor, a tuple of arguments or a dict of keyword arguments",
+        )
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+        raise InputError("example_inputs holds no tensor", fix="Pass what the model is called with")
+    return args, kwargs
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of `model`."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied",
+            f"{type(error).__name__}: {_first_line(error)}",
+            "Detach tensors that are stored on the model and carry a graph",
+        ) from error
+
+
+def run_once(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What `model` returns for the example inputs; an `InputError` if it does not run on them."""
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as error:
+        shapes = [
+            f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')} on {leaf.device}"
+            for leaf in tree_leaves((args, dict(kwargs)))
+            if isinstance(leaf, Tensor)
+        ]
+        raise InputError(
+            f"{type(model).__name__} does not run on example_inputs ({', '.join(shapes)})",
+            f"{type(error).__name__}: {_first_line(error)}",
+            "Pass inputs that model(*example_inputs) takes",
+        ) from error
+
+
+def call_quietly(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
+    """The outputs of a captured module, without gradients."""
+    with torch.no_grad():
+        return module(*inputs)
+
+
+def first_difference(expected: Any, found: Any) -> str | None:
+    """How two results of the same computation differ, or None; round-off is no difference."""
+    left, right = _tensor_leaves(expected), _tensor_leaves(found)
+    if len(left) != len(right):
+        return f"{len(right)} output tensors instead of {len(left)}"
+    for index, (mine, theirs) in enumerate(zip(left, right, strict=True)):
+        if mine.shape != theirs.shape:
+            return f"output {index} has shape {tuple(theirs.shape)} instead of {tuple(mine.shape)}"
+        loose = mine.dtype in (torch.float16, torch.bfloat16)
+        tolerance = 1e-2 if loose else 1e-4
+        scale = float(mine.abs().max()) if mine.numel() else 0.0
+        close = torch.allclose(
+            mine.double(), theirs.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True
+        )
+        if not close:
+            return f"output {index} has other values; does forward draw random numbers?"
+    return None
+
+
+def _tensor_leaves(value: Any) -> list[Tensor]:
+    leaves = tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

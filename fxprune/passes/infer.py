@@ -1,0 +1,310 @@
+"""Axis inference: type every tensor of a captured model with the axes of its dimensions.
+
+The graph is interpreted once with fake tensors (no arithmetic, no memory). A dispatch mode sees every
+ATen call that the nodes make, whatever the capture was, and applies the typing rule of the operator;
+the interpreter ties the axes of each result to its fx node.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fxprune.axes import (
+    Atom,
+    Axes,
+    Axis,
+    Reason,
+    Unifier,
+    atoms,
+)
+from fxprune.passes.capture import Captured
+from fxprune.passes.modules import is_resizable, renormalises
+from fxprune.passes.rules import RULES, Contraction, Op, tensors
+from fxprune.passes.trace import is_opaque, unfused_attention
+
+KERNEL_RULE = "aten.convolution.default"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one parameter or buffer that shrinks with a group."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Positions that are kept or removed together everywhere, one by one.
+
+    `name` is the first member in the order of the model's parameters, so it is the same for every
+    model of the same architecture.
+    """
+
+    name: str
+    atom: Atom
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions in the dense model."""
+        return self.atom.size
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What inference found out about one captured model.
+
+    Attributes:
+        groups: what may shrink, in the order of the model's parameters.
+        tensors: axes of every parameter and buffer, by qualified name.
+        values: axes of every tensor in the result of a node, by node name, in pytree order.
+        scalars: results of nodes that hold no tensor (sizes and what is computed from them).
+        reasons: why frozen atoms are frozen.
+        contractions: every multiply-accumulate of the model.
+    """
+
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, Axes]
+    values: Mapping[str, tuple[Axes, ...]]
+    scalars: Mapping[str, Any]
+    reasons: Mapping[Atom, Reason]
+    contractions: tuple[Contraction, ...]
+    _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_group_of", {group.atom: group for group in self.groups})
+
+    def group_of(self, atom: Atom) -> Group | None:
+        """The group that `atom` is the positions of, if it is free and has members."""
+        return self._group_of.get(atom)
+
+    def groups_in(self, axis: Axis) -> tuple[Group, ...]:
+        """The groups that `axis` is made of, each once."""
+        found = (self._group_of.get(atom) for atom in dict.fromkeys(atoms(axis)))
+        return tuple(group for group in found if group is not None)
+
+
+class AxisTracker(TorchDispatchMode):
+    """Applies the typing rule of every ATen call and remembers the axes of every tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unifier = Unifier()
+        self.contractions: list[Contraction] = []
+        self.node = ""
+        self.renormalises = False
+        self._axes: dict[int, Axes] = {}
+        self._alive: list[Tensor] = []
+
+    def give(self, tensor: Tensor, axes: Axes) -> None:
+        """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
+        known = self._axes.get(id(tensor))
+        if known is not None and len(known) == len(axes):
+            reason = Reason("in-place", self.node, "axes with no common factorisation")
+            for old, new in zip(known, axes, strict=True):
+                self.unifier.unify(old, new, reason)
+            return
+        self._axes[id(tensor)] = axes
+        self._alive.append(tensor)
+
+    def axes_of(self, tensor: Tensor) -> Axes:
+        """The axes of `tensor`; one that nobody has seen before is a constant and stays."""
+        if id(tensor) not in self._axes:
+            reason = Reason("constant", self.node, "a tensor that is not part of the graph")
+            self.give(tensor, tuple(self.unifier.fresh(size, reason) for size in tensor.shape))
+        return self._axes[id(tensor)]
+
+    def resolved(self, tensor: Tensor) -> Axes:
+        """The axes of `tensor`, as far as they are known now."""
+        return tuple(self.unifier.resolve(axis) for axis in self.axes_of(tensor))
+
+    def freeze(self, values: Any, reason: Reason) -> None:
+        """Freeze every dimension of every tensor in `values`."""
+        for tensor in tensors(values):
+            for axis in self.axes_of(tensor):
+                self.unifier.freeze(axis, reason)
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        results = tensors(out)
+        if results:
+            op = Op(
+                func,
+                args,
+                kwargs,
+                out,
+                self.node,
+                self.renormalises,
+                self.unifier,
+                self.axes_of,
+                self.contractions,
+            )
+            found = RULES.find(func)(op)
+            for result, axes in zip(
+                results, found if isinstance(found, list) else [found], strict=True
+            ):
+                if tuple(axis.size for axis in axes) != tuple(result.shape):
+                    raise AssertionError(
+                        f"rule of {func}: {axes} for a result {tuple(result.shape)}"
+                    )
+                self.give(result, axes)
+        return out
+
+
+class _TypedInterpreter(fx.Interpreter):
+    """Interprets the graph under a tracker, and collects what each node yields."""
+
+    def __init__(self, module: fx.GraphModule, tracker: AxisTracker) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.tracker = tracker
+        self.values: dict[str, tuple[Tensor, ...]] = {}
+        self.scalars: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.tracker.node = n.name
+        self.tracker.renormalises = renormalises(self.submodules, n)
+        result = super().run_node(n)
+        if n.op == "call_function" and is_opaque(self.module, n):
+            name = getattr(n.target, "__name__", str(n.target))
+            reason = Reason(name, n.name, f"{name} is a function that cannot be looked into")
+            self.tracker.freeze([self.map_nodes_to_values(n.args, n), result], reason)
+        self.values[n.name] = tuple(tensors(result))
+        if not self.values[n.name]:
+            self.scalars[n.name] = result
+        if n.op == "output":
+            self.tracker.freeze(
+                result, Reason("output", n.name, "a dimension of the model's output")
+            )
+        return result
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().placeholder(target, args, kwargs)
+        for tensor in tensors(value):
+            reason = Reason("input", str(target), "a dimension of the model's input")
+            fresh = self.tracker.unifier.fresh
+            self.tracker.give(tensor, tuple(fresh(size, reason) for size in tensor.shape))
+        return value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_module(target, args, kwargs)
+        module = self.fetch_attr(target)
+        if not is_resizable(module):
+            kind = type(module).__name__
+            reason = Reason(kind, str(target), f"{kind} is a module that cannot be resized")
+            self.tracker.freeze(list(module.parameters()), reason)
+            self.tracker.freeze(list(module.buffers()), reason)
+        return result
+
+
+class _Runner(nn.Module):
+    """Lets `functional_call` swap the parameters of a captured module while it is interpreted."""
+
+    def __init__(self, interpreter: _TypedInterpreter) -> None:
+        super().__init__()
+        self.module = interpreter.module
+        self._interpreter = interpreter
+
+    def forward(self, *args: Any) -> Any:
+        return self._interpreter.run(*args, enable_io_processing=False)
+
+
+def infer(captured: Captured) -> Analysis:
+    """Type every tensor of `captured`; well under a second even for large models."""
+    module = captured.module
+    tracker = AxisTracker()
+    interpreter = _TypedInterpreter(module, tracker)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        state = {name: fake.from_tensor(t) for name, t in named_tensors(module)}
+        inputs = tree_map_only(Tensor, fake.from_tensor, captured.example_inputs)
+        for tensor in state.values():
+            tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
+        runner = _Runner(interpreter)
+        swapped = {f"module.{name}": tensor for name, tensor in state.items()}
+        with torch.no_grad(), unfused_attention(), tracker:
+            torch.func.functional_call(runner, swapped, tuple(inputs))
+    return _collect(tracker, interpreter, state)
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of `module` by name, tied ones once."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _collect(
+    tracker: AxisTracker, interpreter: _TypedInterpreter, state: Mapping[str, Tensor]
+) -> Analysis:
+    typed = {name: tracker.resolved(tensor) for name, tensor in state.items()}
+    values = {
+        node: tuple(tracker.resolved(t) for t in found)
+        for node, found in interpreter.values.items()
+    }
+    contractions = tuple(
+        Contraction(c.node, tuple(map(tracker.unifier.resolve, c.axes)), c.constant)
+        for c in tracker.contractions
+    )
+    reasons = {
+        atom: reason
+        for axis in _every_axis(typed.values(), *values.values())
+        for atom in atoms(axis)
+        if (reason := tracker.unifier.reason(atom)) is not None
+    }
+    return Analysis(
+        groups=_groups(typed, reasons),
+        tensors=typed,
+        values=values,
+        scalars=interpreter.scalars,
+        reasons=reasons,
+        contractions=contractions,
+    )
+
+
+def _every_axis(*collections: Iterable[Axes]) -> Iterator[Axis]:
+    for collection in collections:
+        for axes in collection:
+            yield from axes
+
+
+def _groups(typed: Mapping[str, Axes], reasons: Mapping[Atom, Reason]) -> tuple[Group, ...]:
+    members: dict[Atom, list[Member]] = defaultdict(list)
+    for name, axes in typed.items():
+        for dim, axis in enumerate(axes):
+            for atom in dict.fromkeys(atoms(axis)):
+                if atom not in reasons:
+                    members[atom].append(Member(name, dim))
+    taken: dict[str, int] = defaultdict(int)
+    groups = []
+    for atom, places in members.items():
+        name = str(places[0])
+        taken[name] += 1
+        # A dimension that was cut or factored holds several groups: number all but the first.
+        label = name if taken[name] == 1 else f"{name}.{taken[name]}"
+        groups.append(Group(label, atom, tuple(places)))
+    return tuple(groups)
+
+
+def leaves(axes: Any) -> list[Any]:
+    """The leaves of a pytree (named here so that other passes need not know which pytree)."""
+    return tree_leaves(axes)

@@ -1,0 +1,125 @@
+"""What fxprune knows about `torch.nn` modules: which attributes follow the shapes of their tensors.
+
+Every module type listed here can be resized: after its parameters and buffers have been sliced,
+`resize` sets the attributes that repeat their shapes. Any other module with parameters keeps its
+widths.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+NORMALISING_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMALISING_FUNCTIONS = frozenset(
+    {
+        F.layer_norm,
+        F.group_norm,
+        F.rms_norm,
+        torch.layer_norm,
+        torch.group_norm,
+        torch.rms_norm,
+        torch.ops.aten.layer_norm.default,
+        torch.ops.aten.group_norm.default,
+        torch.ops.aten.rms_norm.default,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What a module meets after slimming: channels it reads, and the size of its group axis."""
+
+    channels: int
+    groups: int
+
+
+Resize = Callable[[Any, Widths], Mapping[str, Any]]
+
+
+def _conv(module: _ConvNd, widths: Widths) -> Mapping[str, Any]:
+    first, second = module.weight.shape[:2]
+    if isinstance(module, _ConvTransposeNd):
+        return {
+            "in_channels": first,
+            "out_channels": second * widths.groups,
+            "groups": widths.groups,
+        }
+    return {"in_channels": second * widths.groups, "out_channels": first, "groups": widths.groups}
+
+
+def _linear(module: nn.Linear, widths: Widths) -> Mapping[str, Any]:
+    return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+
+
+def _norm(module: _NormBase, widths: Widths) -> Mapping[str, Any]:
+    return {"num_features": widths.channels}
+
+
+def _layer_norm(module: nn.LayerNorm, widths: Widths) -> Mapping[str, Any]:
+    if module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    return {"normalized_shape": (*module.normalized_shape[:-1], widths.channels)}
+
+
+def _group_norm(module: nn.GroupNorm, widths: Widths) -> Mapping[str, Any]:
+    return {"num_channels": widths.channels, "num_groups": widths.groups}
+
+
+def _embedding(module: nn.Embedding, widths: Widths) -> Mapping[str, Any]:
+    return {
+        "num_embeddings": module.weight.shape[0],
+        "embedding_dim": module.weight.shape[1],
+    }
+
+
+def _prelu(module: nn.PReLU, widths: Widths) -> Mapping[str, Any]:
+    return {"num_parameters": module.weight.shape[0]}
+
+
+_RESIZE: tuple[tuple[type[nn.Module], Resize], ...] = (
+    (_ConvNd, _conv),
+    (nn.Linear, _linear),
+    (_NormBase, _norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
+)
+
+
+def is_resizable(module: nn.Module) -> bool:
+    """Whether a module in the graph can live with other widths."""
+    if any(isinstance(module, kind) for kind, _ in _RESIZE):
+        return True
+    return not any(True for _ in module.parameters()) and not any(True for _ in module.buffers())
+
+
+def resize(module: nn.Module, widths: Widths) -> None:
+    """Set the attributes of `module` that repeat the shapes of its (already sliced) tensors."""
+    for kind, attributes in _RESIZE:
+        if isinstance(module, kind):
+            for name, value in attributes(module, widths).items():
+                setattr(module, name, value)
+            return
+
+
+def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+    """Whether `node` is nothing but a norm, which the verifier can compute over kept positions."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], NORMALISING_MODULES)
+    return node.op == "call_function" and node.target in NORMALISING_FUNCTIONS
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Whether `node` indexes a value with `[]`."""
+    return node.op == "call_function" and node.target is operator.getitem

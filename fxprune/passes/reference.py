@@ -1,0 +1,155 @@
+"""The masked original: the dense model with every removed position held at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.axes import Axes, Axis
+from fxprune.passes.constants import argument, operation
+from fxprune.passes.infer import Analysis
+from fxprune.passes.modules import renormalises
+from fxprune.passes.rules import tensors
+from fxprune.passes.slimming import Kept
+
+
+class MaskedInterpreter(fx.Interpreter):
+    """Interprets a captured model, and zeroes removed positions of parameters and results."""
+
+    def __init__(
+        self, module: fx.GraphModule, analysis: Analysis, kept: Kept, inputs: Sequence[Any]
+    ) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.args_iter = iter(inputs)
+        self._analysis = analysis
+        self._kept = kept
+        self._last_use = {u: n for n in module.graph.nodes for u in n.all_input_nodes}
+
+    def step(self, node: fx.Node) -> Any:
+        """Run one node, whose inputs have run, and mask what it yields."""
+        self._mask_parameters(node)
+        result = self.run_node(node)
+        masked = {
+            id(tensor): self.mask(tensor, axes)
+            for tensor, axes in zip(tensors(result), self._analysis.values[node.name], strict=True)
+        }
+        result = torch.utils._pytree.tree_map_only(Tensor, lambda t: masked[id(t)], result)
+        self.env[node] = result
+        for used in node.all_input_nodes:
+            if self._last_use[used] is node:
+                self.env.pop(used, None)
+        return result
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As the node runs in the original; a norm over removed positions leaves them out."""
+        source = n.args[0] if n.args else None
+        if isinstance(source, fx.Node) and renormalises(self.submodules, n):
+            axes = self._analysis.values[source.name][0]
+            if any(map(self._kept.touches, axes)):
+                return self._normalise(n, self.env[source], axes)
+        return super().run_node(n)
+
+    def mask(self, tensor: Tensor, axes: Axes) -> Tensor:
+        """Zero the removed positions: in place, so that views and in-place operators see it too."""
+        for dim, axis in enumerate(axes):
+            if not self._kept.touches(axis):
+                continue
+            removed = torch.ones(axis.size, dtype=torch.bool)
+            removed[torch.from_numpy(self._kept.indices(axis))] = False
+            index = removed.nonzero().flatten().to(tensor.device)
+            if 0 in tensor.stride() or not tensor.is_floating_point():
+                tensor = tensor.index_fill(dim, index, 0)
+            else:
+                tensor.index_fill_(dim, index, 0)
+        return tensor
+
+    def _mask_parameters(self, node: fx.Node) -> None:
+        """Zero removed positions of the tensors that `node` uses, once."""
+        if node.op == "get_attr":
+            names = [str(node.target)]
+        elif node.op == "call_module":
+            module = self.submodules[str(node.target)]
+            names = [f"{node.target}.{leaf}" for leaf, _ in _own_tensors(module)]
+        else:
+            return
+        for name in names:
+            axes = self._analysis.tensors.get(name)
+            if axes is not None:
+                self.mask(self.fetch_attr(name), axes)
+
+    def _normalise(self, node: fx.Node, value: Tensor, axes: Axes) -> Tensor:
+        if node.op == "call_module":
+            module = self.submodules[str(node.target)]
+            weight, bias = module.weight, getattr(module, "bias", None)
+            eps = module.eps
+            groups = getattr(module, "num_groups", None)
+            shape = getattr(module, "normalized_shape", ())
+            centred = not isinstance(module, nn.RMSNorm)
+        else:
+            name = operation(node) or ""
+            places = {"layer_norm": (2, 3, 4), "rms_norm": (2, None, 3), "group_norm": (2, 3, 4)}
+            at_weight, at_bias, at_eps = places[name]
+            weight = self._value(argument(node, at_weight, "weight"))
+            bias = None if at_bias is None else self._value(argument(node, at_bias, "bias"))
+            eps = argument(node, at_eps, "eps", None if name == "rms_norm" else 1e-5)
+            second = argument(node, 1, "num_groups" if name == "group_norm" else "normalized_shape")
+            groups = self._number(second) if name == "group_norm" else None
+            shape = () if groups else self._number(second)
+            centred = name != "rms_norm"
+        if eps is None:
+            eps = torch.finfo(value.dtype).eps
+        present = self._present(value, axes)
+        if groups is not None:
+            result = _grouped(value, present, int(groups), eps)
+            extra = (1,) * (value.dim() - 2)
+            weight = None if weight is None else weight.reshape(-1, *extra)
+            bias = None if bias is None else bias.reshape(-1, *extra)
+        else:
+            dims = list(range(value.dim() - len(shape), value.dim()))
+            result = _standardised(value, present, dims, eps, centred)
+        result = result if weight is None else result * weight
+        return result if bias is None else result + bias
+
+    def _value(self, arg: Any) -> Any:
+        return self.env[arg] if isinstance(arg, fx.Node) else arg
+
+    def _number(self, arg: Any) -> Any:
+        return self._analysis.scalars[arg.name] if isinstance(arg, fx.Node) else arg
+
+    def _present(self, value: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """1 where a position stays, 0 where it was removed, in the shape of `value`."""
+        present = torch.ones_like(value)
+        for dim, axis in enumerate(axes):
+            line = torch.zeros(axis.size, dtype=value.dtype, device=value.device)
+            line[torch.from_numpy(self._kept.indices(axis))] = 1
+            present = present * line.reshape(-1, *(1,) * (value.dim() - dim - 1))
+        return present
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _standardised(
+    value: Tensor, present: Tensor, dims: list[int], eps: float, centred: bool
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) with both statistics over the present positions of `dims`."""
+    count = present.sum(dims, keepdim=True).clamp_min(1)
+    if centred:
+        value = (value - (value * present).sum(dims, keepdim=True) / count) * present
+    variance = (value * value * present).sum(dims, keepdim=True) / count
+    return value / torch.sqrt(variance + eps)
+
+
+def _grouped(value: Tensor, present: Tensor, groups: int, eps: float) -> Tensor:
+    """Group norm: the channels (dimension 1) of each group and all places share statistics."""
+    batch, channels = value.shape[:2]
+    folded = (batch, groups, channels // groups, -1)
+    result = _standardised(
+        value.reshape(folded), present.reshape(folded), [2, 3], eps, centred=True
+    )
+    return result.reshape(value.shape)

@@ -1,0 +1,88 @@
+"""Weights for verification that let the signal through a network of any depth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxprune.passes.infer import Analysis
+from fxprune.passes.reference import MaskedInterpreter
+from fxprune.passes.slimming import Kept
+
+POOL = 1_000_003
+
+
+def draw_weights(module: nn.Module, original: nn.Module, seed: int, *, keep_scale: bool) -> None:
+    """Draw every parameter of `module` anew, in place.
+
+    Matrices and kernels are normal with variance 2 / fan-in (He et al. 2015), scales uniform in
+    [0.5, 1.5], offsets normal with deviation 0.1. With `keep_scale` the values of `original` are
+    multiplied by numbers in [0.5, 1.5] instead, for models that only stay finite near their weights.
+    """
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    known = dict(original.named_parameters())
+    start = 0
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        start = (start + 7919) % POOL
+        normal = _cycle(pool, start, parameter.numel()).reshape(parameter.shape)
+        if keep_scale:
+            drawn = known[name].detach().double().cpu() * _uniform(normal)
+        else:
+            drawn = _drawn(name, parameter, normal)
+        parameter.detach().copy_(drawn)
+
+
+def _cycle(pool: Tensor, start: int, count: int) -> Tensor:
+    """`count` numbers from `pool`, round and round. Its length is prime, so that no row of a weight
+    equals another; drawing every number would take most of the time of a verification."""
+    rounds = -(-(start + count) // len(pool))
+    return pool.repeat(rounds)[start : start + count]
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Standard normal numbers as uniform ones in [0.5, 1.5]."""
+    return torch.special.ndtr(normal) + 0.5
+
+
+def _drawn(name: str, parameter: Tensor, normal: Tensor) -> Tensor:
+    if parameter.dim() > 1:
+        fan_in = max(1, parameter[0].numel())
+        return normal * math.sqrt(2.0 / fan_in)
+    return normal * 0.1 if name.endswith("bias") else _uniform(normal)
+
+
+def calibrate_batch_norm(
+    reference: MaskedInterpreter,
+    candidate: fx.Interpreter,
+    node: fx.Node,
+    analysis: Analysis,
+    kept: Kept,
+) -> None:
+    """Before `node` runs: if it is a batch norm, give both models the statistics of its input."""
+    if node.op != "call_module":
+        return
+    norm = reference.submodules[str(node.target)]
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        return
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    value = reference.env[source]
+    dims = [d for d in range(value.dim()) if d != 1]
+    mean = value.mean(dims)
+    # The floor keeps single-pixel batches, which have no variance, from blowing the signal up.
+    variance = value.var(dims, correction=0)
+    variance = variance + 0.1 * variance.mean() + 1e-3
+    twin = candidate.submodules[str(node.target)]
+    axes = analysis.values[source.name][0][1:2]
+    for mine, theirs, statistic in (
+        (norm.running_mean, twin.running_mean, mean),
+        (norm.running_var, twin.running_var, variance),
+    ):
+        mine.copy_(statistic)
+        assert isinstance(theirs, Tensor)
+        theirs.copy_(kept.restrict(statistic, axes))

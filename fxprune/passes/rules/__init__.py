@@ -1,0 +1,16 @@
+"""Typing rules: how each family of ATen operators relates the axes of what it reads and writes."""
+
+from fxprune.passes.rules import (  # noqa: F401  (imported to register their rules)
+    contraction,
+    creation,
+    indexing,
+    normalisation,
+    pieces,
+    pointwise,
+    reduction,
+    spatial,
+    views,
+)
+from fxprune.passes.rules.base import RULES, Contraction, Op, tensors
+
+__all__ = ["RULES", "Contraction", "Op", "tensors"]

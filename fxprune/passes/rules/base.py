@@ -1,0 +1,168 @@
+"""What a typing rule sees of one ATen call, and the table that rules register themselves in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+
+from fxprune.axes import ONE, Axes, Axis, Reason, Unifier, product
+
+Outputs = Axes | list[Axes]
+Rule = Callable[["Op"], Outputs]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """Multiply-accumulates of one ATen call: `constant` times the product of the sizes of `axes`."""
+
+    node: str
+    axes: Axes
+    constant: int
+
+
+@dataclass
+class Op:
+    """One ATen call, with fake tensors for arguments and results, and the axes known so far."""
+
+    func: OpOverload
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    out: Any
+    node: str
+    renormalises: bool
+    unifier: Unifier
+    axes_of: Callable[[Tensor], Axes]
+    contractions: list[Contraction] = field(default_factory=list)
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """Argument `name`, whether it came by position or by keyword."""
+        if index < len(self.args):
+            return self.args[index]
+        return self.kwargs.get(name, default)
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """The axes of `tensor`, in normal form."""
+        return tuple(self.unifier.resolve(axis) for axis in self.axes_of(tensor))
+
+    def reason(self, detail: str) -> Reason:
+        """A reason that names this call."""
+        return Reason(str(self.func), self.node, detail)
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """Make two axes one; where they have no common form, both stay dense."""
+        self.unifier.unify(left, right, self.reason("axes with no common factorisation"))
+
+    def freeze(self, axis: Axis, detail: str) -> None:
+        """Keep every position of `axis`, because of `detail`."""
+        self.unifier.freeze(axis, self.reason(detail))
+
+    def frozen(self, size: int, detail: str) -> Axis:
+        """A new axis that keeps every position."""
+        return self.unifier.fresh(size, self.reason(detail))
+
+    def factor(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+        """`axis` as a row-major product of factors with the given `sizes`."""
+        return self.unifier.factor(axis, sizes, self.reason("view across channel boundaries"))
+
+    def contract(self, axes: Sequence[Axis], constant: int = 1) -> None:
+        """Record the multiply-accumulates of this call."""
+        self.contractions.append(Contraction(self.node, tuple(axes), constant))
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """Every tensor in the (nested) arguments `values`, in order."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        return [t for value in values.values() for t in tensors(value)]
+    if isinstance(values, (list, tuple)):
+        return [t for value in values for t in tensors(value)]
+    return []
+
+
+class RuleTable:
+    """Rules by operator. Registered while the rule modules are imported, only read afterwards."""
+
+    def __init__(self) -> None:
+        self._rules: dict[OpOverloadPacket[..., Any], Rule] = {}
+
+    def register(self, *names: str) -> Callable[[Rule], Rule]:
+        """Decorator: the rule for the ATen operators `names` (all overloads), in-place forms too."""
+
+        def add(rule: Rule) -> Rule:
+            for name in names:
+                for variant in (name, name + "_"):
+                    packet = getattr(torch.ops.aten, variant, None)
+                    if packet is None:
+                        if variant == name:
+                            raise LookupError(f"no ATen operator is called {name!r}")
+                        continue
+                    if packet in self._rules:
+                        raise LookupError(f"two rules for the ATen operator {variant!r}")
+                    self._rules[packet] = rule
+            return rule
+
+        return add
+
+    def find(self, func: OpOverload) -> Rule:
+        """The rule for `func`; the frozen rule where there is none."""
+        rule = self._rules.get(func.overloadpacket)
+        if rule is not None:
+            return rule
+        return broadcast if _is_pointwise(func) else unknown
+
+
+def _is_pointwise(func: OpOverload) -> bool:
+    """PyTorch's own tag; some in-place forms lack the tag that their plain form has."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    plain = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"), None)
+    overloads = plain.overloads() if plain is not None else ()
+    return any(torch.Tag.pointwise in getattr(plain, name).tags for name in overloads)
+
+
+RULES = RuleTable()
+rule = RULES.register
+
+
+def broadcast(op: Op) -> Outputs:
+    """Pointwise operators: dimensions aligned from the right agree wherever they are not 1 wide."""
+    operands = tensors([op.args, op.kwargs])
+    return [
+        broadcast_axes(op, [op.axes(t) for t in operands], tuple(result.shape))
+        for result in tensors(op.out)
+    ]
+
+
+def broadcast_axes(op: Op, operands: Sequence[Axes], shape: Sequence[int]) -> Axes:
+    """The axes of a result of `shape` that all `operands` are broadcast to."""
+    result: list[Axis] = []
+    for from_right in range(len(shape), 0, -1):
+        size = shape[-from_right]
+        aligned = [axes[-from_right] for axes in operands if len(axes) >= from_right]
+        same = [axis for axis in aligned if axis.size == size and size != 1]
+        for axis in same[1:]:
+            op.unify(same[0], axis)
+        result.append(same[0] if same else (ONE if size == 1 else op.unifier.fresh(size)))
+    return tuple(op.unifier.resolve(axis) for axis in result)
+
+
+def unknown(op: Op) -> Outputs:
+    """No rule: nothing that this call reads or writes may lose positions."""
+    for tensor in tensors([op.args, op.kwargs]):
+        for axis in op.axes(tensor):
+            op.freeze(axis, "no typing rule for this operator")
+    return [
+        tuple(op.frozen(size, "no typing rule for this operator") for size in result.shape)
+        for result in tensors(op.out)
+    ]
+
+
+def merged(axes: Sequence[Axis]) -> Axis:
+    """Several neighbouring dimensions as one."""
+    return product(axes)

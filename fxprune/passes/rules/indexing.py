@@ -1,0 +1,48 @@
+"""Look-ups by index tensors."""
+
+from __future__ import annotations
+
+from fxprune.axes import Axis
+from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule
+
+CHOSEN = "positions are chosen by an index tensor"
+
+
+@rule("embedding")
+def embedding(op: Op) -> Outputs:
+    """Rows of `(entries, width)` chosen by indices; the width passes."""
+    entries, width = op.axes(op.args[0])
+    op.freeze(entries, CHOSEN)
+    return (*op.axes(op.args[1]), width)
+
+
+@rule("index", "_unsafe_index")
+def index(op: Op) -> Outputs:
+    """Advanced indexing: indexed dimensions stay, the others pass through."""
+    value, indices = op.args
+    axes = op.axes(value)
+    indexed = [d for d, i in enumerate(indices) if i is not None]
+    for dim in indexed:
+        op.freeze(axes[dim], CHOSEN)
+    picked = [indices[d] for d in indexed]
+    if any(i.dtype.is_floating_point is False and str(i.dtype) == "torch.bool" for i in picked):
+        return tuple(op.frozen(size, CHOSEN) for size in op.out.shape)
+    rank = max(i.dim() for i in picked)
+    passing: list[Axis] = [axis for d, axis in enumerate(axes) if d not in indexed]
+    shape = op.out.shape
+    contiguous = indexed == list(range(indexed[0], indexed[-1] + 1))
+    place = indexed[0] if contiguous else 0
+    chosen = broadcast_axes(op, [op.axes(i) for i in picked], shape[place : place + rank])
+    for axis in chosen:
+        op.freeze(axis, CHOSEN)
+    return (*passing[:place], *chosen, *passing[place:])
+
+
+@rule("index_select")
+def index_select(op: Op) -> Outputs:
+    """One dimension indexed by a vector."""
+    value, dim, _ = op.args
+    axes = list(op.axes(value))
+    op.freeze(axes[dim], CHOSEN)
+    axes[dim] = op.frozen(op.out.shape[dim], CHOSEN)
+    return tuple(axes)

@@ -1,0 +1,108 @@
+"""Operators that reduce, order or accumulate along dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxprune.axes import ONE, Axis
+from fxprune.passes.rules.base import Op, Outputs, broadcast, rule, tensors
+
+Dims = Sequence[int] | int | None
+
+
+@rule("sum")
+def summed(op: Op) -> Outputs:
+    """A sum may lose positions: those removed add nothing, as if they were zero."""
+    return _reduced(op, op.arg(1, "dim"), bool(op.arg(2, "keepdim", False)))
+
+
+@rule("mean", "amax", "amin", "aminmax", "all", "any", "prod", "argmax", "argmin", "count_nonzero")
+def reduced(op: Op) -> Outputs:
+    """Any other reduction depends on how many positions there are, or on which."""
+    dims = op.arg(1, "dim")
+    _freeze(op, dims)
+    return _reduced(op, dims, _keepdim(op))
+
+
+@rule(
+    "max", "min", "median", "nanmedian", "mode", "logsumexp", "std", "var", "var_mean", "std_mean"
+)
+def extremes(op: Op) -> Outputs:
+    """Reductions with several results or overloads; `max(a, b)` of two tensors is pointwise."""
+    if len(tensors(op.args)) == 2:
+        return broadcast(op)
+    dims = op.arg(1, "dim")
+    dims = dims if isinstance(dims, (int, list, tuple)) and not isinstance(dims, bool) else None
+    _freeze(op, dims)
+    return _reduced(op, dims, _keepdim(op))
+
+
+@rule("linalg_vector_norm", "norm")
+def vector_norm(op: Op) -> Outputs:
+    """The norm over a set of positions."""
+    dims = op.arg(2, "dim")
+    _freeze(op, dims)
+    return _reduced(op, dims, _keepdim(op))
+
+
+@rule(
+    "_softmax",
+    "_log_softmax",
+    "softmax",
+    "log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "cummax",
+    "cummin",
+    "sort",
+    "argsort",
+)
+def along(op: Op) -> Outputs:
+    """Results have the input's shape, but each position depends on the others along `dim`."""
+    by_name = op.kwargs.get("dim")
+    dim = by_name if by_name is not None else next((a for a in op.args[1:] if type(a) is int), -1)
+    axes = op.axes(op.args[0])
+    op.freeze(axes[dim], f"positions depend on each other along dimension {dim}")
+    return [axes for _ in tensors(op.out)]
+
+
+@rule("topk", "kthvalue")
+def selected(op: Op) -> Outputs:
+    """Positions chosen by value along `dim`."""
+    dim = op.arg(2, "dim", -1)
+    axes = op.axes(op.args[0])
+    op.freeze(axes[dim], "positions are chosen by value")
+    results: list[tuple[Axis, ...]] = []
+    for result in tensors(op.out):
+        found = list(axes[: result.dim()])
+        if result.dim() == len(axes):
+            found[dim] = op.frozen(result.shape[dim], "positions are chosen by value")
+        else:
+            found = [a for i, a in enumerate(axes) if i != dim % len(axes)]
+        results.append(tuple(found))
+    return list(results)
+
+
+def _keepdim(op: Op) -> bool:
+    return len(tensors(op.out)[0].shape) == op.args[0].dim()
+
+
+def _normal(dims: Dims, rank: int) -> set[int]:
+    if dims is None or (isinstance(dims, Sequence) and not dims):
+        return set(range(rank))
+    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
+
+
+def _freeze(op: Op, dims: Dims) -> None:
+    axes = op.axes(op.args[0])
+    for dim in _normal(dims, len(axes)):
+        op.freeze(axes[dim], f"reduced by {op.func.overloadpacket.__name__}")
+
+
+def _reduced(op: Op, dims: Dims, keepdim: bool) -> Outputs:
+    axes = op.axes(op.args[0])
+    gone = _normal(dims, len(axes))
+    kept = [ONE if d in gone else axis for d, axis in enumerate(axes) if keepdim or d not in gone]
+    return [tuple(kept) for _ in tensors(op.out)]

@@ -1,0 +1,112 @@
+"""Operators on places (height, width, ...): channels pass, places are mixed and stay."""
+
+from __future__ import annotations
+
+from fxprune.axes import Axis
+from fxprune.passes.rules.base import Op, Outputs, rule, tensors
+
+MIXED = "places mixed by pooling, padding or resampling"
+
+
+def _keep_leading(op: Op, places: int) -> Outputs:
+    axes = op.axes(op.args[0])
+    leading = axes[: len(axes) - places]
+    for axis in axes[len(axes) - places :]:
+        op.freeze(axis, MIXED)
+    results: list[tuple[Axis, ...]] = []
+    for result in tensors(op.out):
+        sizes = result.shape[len(leading) :]
+        results.append((*leading, *(op.frozen(size, MIXED) for size in sizes)))
+    return list(results)
+
+
+@rule(
+    "avg_pool1d",
+    "max_pool1d",
+    "max_pool1d_with_indices",
+    "adaptive_avg_pool1d",
+    "adaptive_max_pool1d",
+    "reflection_pad1d",
+    "replication_pad1d",
+    "upsample_nearest1d",
+    "_upsample_nearest_exact1d",
+    "upsample_linear1d",
+)
+def one_place_dimension(op: Op) -> Outputs:
+    """The last dimension is a place."""
+    return _keep_leading(op, 1)
+
+
+@rule(
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "avg_pool2d",
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "fractional_max_pool2d",
+    "reflection_pad2d",
+    "replication_pad2d",
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "upsample_bilinear2d",
+    "_upsample_bilinear2d_aa",
+    "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa",
+)
+def two_place_dimensions(op: Op) -> Outputs:
+    """The last two dimensions are places."""
+    return _keep_leading(op, 2)
+
+
+@rule(
+    "max_pool3d",
+    "max_pool3d_with_indices",
+    "avg_pool3d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool3d",
+    "reflection_pad3d",
+    "replication_pad3d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact3d",
+    "upsample_trilinear3d",
+)
+def three_place_dimensions(op: Op) -> Outputs:
+    """The last three dimensions are places."""
+    return _keep_leading(op, 3)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(op: Op) -> Outputs:
+    """`(C*r*r, H, W) <-> (C, H*r, W*r)`: the r*r positions within a channel stay."""
+    axes = op.axes(op.args[0])
+    factor = op.args[1]
+    *lead, channels, height, width = axes
+    shuffles = "unshuffle" not in op.func.overloadpacket.__name__
+    for place in (height, width):
+        op.freeze(place, MIXED)
+    out = op.out.shape
+    if shuffles:
+        kept, rows, columns = op.factor(channels, (out[-3], factor, factor))
+        for within in (rows, columns):
+            op.freeze(within, "places folded into channels")
+        result = kept
+    else:
+        within = op.frozen(factor * factor, "places folded into channels")
+        result = op.unifier.resolve(_times(channels, within))
+    return (*lead, result, op.frozen(out[-2], MIXED), op.frozen(out[-1], MIXED))
+
+
+def _times(left: Axis, right: Axis) -> Axis:
+    from fxprune.axes import product
+
+    return product((left, right))
+
+
+@rule("roll", "flip")
+def rearranged(op: Op) -> Outputs:
+    """Positions move along some dimensions, which stay; the others pass."""
+    axes = op.axes(op.args[0])
+    dims = op.arg(2, "dims", ()) if "roll" in str(op.func) else op.arg(1, "dims")
+    for dim in dims or range(len(axes)):
+        op.freeze(axes[dim], "positions move along this dimension")
+    return axes

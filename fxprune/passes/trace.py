@@ -1,0 +1,162 @@
+"""Capture by `torch.fx` symbolic tracing, the way that keeps the user's modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxprune.errors import InputError
+from fxprune.passes.modules import is_resizable
+
+# Modules of torch.nn whose forward is a view with constants, which only a node of its own shows.
+TRANSPARENT = (nn.Unflatten, nn.Flatten, nn.ChannelShuffle)
+
+# Where a function comes from whose calls are seen through: its ATen calls have typing rules, and its
+# arguments rewriters. Anything else is opaque.
+TRANSPARENT_FUNCTIONS = ("torch", "_operator", "math", "builtins")
+
+DROPOUTS: Mapping[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keep `nn.MultiheadAttention` and the transformer layers off their fused inference kernels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class ModuleTracer(fx.Tracer):
+    """Keeps `torch.nn` modules whole, and parameter-free modules that behave differently in training.
+
+    The latter (stochastic depth, drop path) would lose that difference if they were taken apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` stays one node."""
+        if isinstance(m, TRANSPARENT):
+            return False
+        return super().is_leaf_module(m, module_qualified_name) or _only_differs_in_training(m)
+
+
+def _only_differs_in_training(module: nn.Module) -> bool:
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return False
+    if any(True for _ in module.children()):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def capture_by_tracing(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+    """Trace `model` (in evaluation mode); returns the graph module and one value per placeholder."""
+    bound = _bind(model, args, kwargs)
+    absent = {name: value for name, value in bound.items() if not _is_traced(value)}
+    tracer = ModuleTracer()
+    graph = tracer.trace(model, concrete_args=absent or None)
+    module = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    inputs = _place_inputs(module.graph, bound)
+    dropout_follows_training(module)
+    module.graph.lint()
+    module.recompile()
+    return module, inputs
+
+
+def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `forward` by name, defaults included."""
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}", str(error)
+        ) from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _is_traced(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(value))
+
+
+def _place_inputs(graph: fx.Graph, bound: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Drop the placeholders of arguments that were constant; the values for the others, in order."""
+    inputs = []
+    for node in list(graph.nodes):
+        if node.op != "placeholder":
+            continue
+        name = str(node.target).lstrip("*")
+        if name in bound and _is_traced(bound[name]):
+            inputs.append(bound[name])
+            node.args = ()
+            continue
+        for user in list(node.users):
+            _drop_assertion(graph, user)
+        graph.erase_node(node)
+    return tuple(inputs)
+
+
+def _drop_assertion(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase the check of a constant argument that `fx` writes into the graph."""
+    for user in list(node.users):
+        _drop_assertion(graph, user)
+    graph.erase_node(node)
+
+
+def dropout_follows_training(module: fx.GraphModule) -> None:
+    """Functional dropout has its mode baked in; as a module it follows `.train()` and `.eval()`."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in DROPOUTS:
+            continue
+        kind = DROPOUTS[node.target]
+        signature = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+        signature.apply_defaults()
+        if isinstance(signature.arguments["p"], fx.Node):
+            continue
+        name = _fresh_name(module, node.name)
+        module.add_submodule(name, kind(p=signature.arguments["p"]).train(module.training))
+        with module.graph.inserting_before(node):
+            replacement = module.graph.call_module(name, (signature.arguments["input"],))
+        replacement.meta.update(node.meta)
+        node.replace_all_uses_with(replacement)
+        module.graph.erase_node(node)
+
+
+def is_opaque(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` hides code that no later pass can look into or adapt."""
+    if node.op == "call_module":
+        return not is_resizable(module.get_submodule(str(node.target)))
+    if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
+        return False
+    origin = getattr(node.target, "__module__", None) or "torch"
+    return origin.split(".")[0] not in TRANSPARENT_FUNCTIONS
+
+
+def _fresh_name(module: nn.Module, base: str) -> str:
+    name, count = base, 0
+    while hasattr(module, name):
+        count += 1
+        name = f"{base}_{count}"
+    return name

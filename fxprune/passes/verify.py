@@ -1,0 +1,302 @@
+"""Verification: the slim model must equal the masked original, at every node, in float64.
+
+The masked original is the dense model with every removed position set to zero, in parameters and in
+every intermediate result. Both models are interpreted in lockstep; what the masked original yields at a
+node, restricted to the positions that stay, must be what the slim model yields there. Norms over
+channels are computed over the positions that stay (`reference.py`).
+
+Two runs see what one would miss. The first uses the model's own weights. The second draws weights
+that keep the signal alive at every depth (He et al. 2015, with batch-norm statistics taken from the
+run itself), because a fault behind a zero-initialised scale, or in a network whose activations have
+died out, is invisible otherwise. Besides, every slim tensor must be bit for bit the part of the dense
+tensor that its axes say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.utils._pytree import tree_map_only
+
+from fxprune.axes import Axes
+from fxprune.errors import VerificationError
+from fxprune.passes.capture import Captured
+from fxprune.passes.infer import Analysis, infer, named_tensors
+from fxprune.passes.precision import in_double
+from fxprune.passes.reference import MaskedInterpreter
+from fxprune.passes.refresh import calibrate_batch_norm, draw_weights
+from fxprune.passes.rules import tensors
+from fxprune.passes.slimming import Kept
+from fxprune.passes.trace import unfused_attention
+from fxprune.plan import Plan
+
+TOLERANCE = 1e-9
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared.
+
+    Attributes:
+        max_error: largest error of any node, relative to the largest value of that node.
+        worst_node: the node where it was met.
+        nodes: how many results were compared, in both runs together.
+        slimmed: how many of those lost positions.
+        silent: slimmed nodes that were zero everywhere in both runs, where no fault could be seen.
+    """
+
+    max_error: float
+    worst_node: str
+    nodes: int
+    slimmed: int
+    silent: tuple[str, ...]
+
+
+def verify(
+    captured: Captured, analysis: Analysis, plan: Plan, slim: fx.GraphModule
+) -> Verification:
+    """Compare `slim` with the masked original.
+
+    Raises:
+        VerificationError: at the first node that differs by more than 1e-9 relative, or has another
+            shape; at the first tensor that is not the part of the original it should be.
+    """
+    kept = Kept.from_plan(plan, analysis)
+    _same_parts(captured.module, slim, analysis, kept)
+    dense64, slim64 = in_double(captured.module), in_double(slim)
+    with torch.no_grad(), unfused_attention(), _double_by_default():
+        inputs = tree_map_only(Tensor, _as_double, captured.example_inputs)
+        own = _lockstep(dense64, slim64, inputs, analysis, kept, calibrate=False)
+        drawn = None
+        for keep_scale in (False, True):
+            draw_weights(dense64, captured.module, SEED, keep_scale=keep_scale)
+            _copy_parts(dense64, slim64, analysis, kept)
+            noise = tree_map_only(Tensor, _as_noise, captured.example_inputs)
+            drawn = _lockstep(dense64, slim64, noise, analysis, kept, calibrate=True)
+            if drawn.finite:
+                break
+    runs = [own] if drawn is None else [own, drawn]
+    return _judge(runs)
+
+
+class VerifyPass(PassBase):  # type: ignore[misc]  # torch's own base class is untyped
+    """`verify` as an fx pass: takes the slim module, returns it unchanged or raises."""
+
+    def __init__(
+        self, original: fx.GraphModule, plan: Plan, example_inputs: tuple[Any, ...]
+    ) -> None:
+        super().__init__()
+        self.original = original
+        self.plan = plan
+        self.example_inputs = example_inputs
+        self.verification: Verification | None = None
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """The given module; `verification` holds what was compared."""
+        captured = Captured(self.original, self.example_inputs, "given")
+        self.verification = verify(captured, infer(captured), self.plan, graph_module)
+        return PassResult(graph_module, False)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    node: str
+    error: float
+    slimmed: bool
+    silent: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    comparisons: tuple[_Comparison, ...]
+    finite: bool
+
+
+def _judge(runs: list[_Run]) -> Verification:
+    every = [comparison for run in runs for comparison in run.comparisons]
+    worst = max(every, key=lambda c: c.error, default=_Comparison("", 0.0, False, False))
+    heard = {c.node for c in every if c.slimmed and not c.silent}
+    silent = dict.fromkeys(c.node for c in every if c.slimmed and c.node not in heard)
+    return Verification(
+        max_error=worst.error,
+        worst_node=worst.node,
+        nodes=len(every),
+        slimmed=sum(c.slimmed for c in every),
+        silent=tuple(silent),
+    )
+
+
+def _lockstep(
+    dense: fx.GraphModule,
+    slim: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    analysis: Analysis,
+    kept: Kept,
+    calibrate: bool,
+) -> _Run:
+    """Run both models node by node; raises at the first difference."""
+    reference = MaskedInterpreter(dense, analysis, kept, inputs)
+    candidate = fx.Interpreter(slim)
+    candidate.extra_traceback = False
+    candidate.args_iter = iter(inputs)
+    partner = {node.name: node for node in slim.graph.nodes}
+    last_use = _last_uses(slim.graph)
+    pending = iter(slim.graph.nodes)
+    comparisons: list[_Comparison] = []
+    finite = True
+    for node in dense.graph.nodes:
+        if calibrate:
+            calibrate_batch_norm(reference, candidate, node, analysis, kept)
+        expected = reference.step(node)
+        if node.name not in partner:
+            continue
+        found = _run_until(candidate, pending, partner[node.name])
+        for want, got, axes in zip(
+            tensors(expected), tensors(found), analysis.values[node.name], strict=True
+        ):
+            comparison = _compare(node, want, got, axes, kept)
+            finite = finite and comparison is not None
+            if comparison is not None:
+                comparisons.append(comparison)
+        for gone in last_use.get(partner[node.name], ()):
+            candidate.env.pop(gone, None)
+    return _Run(tuple(comparisons), finite)
+
+
+def _run_until(candidate: fx.Interpreter, pending: Iterator[fx.Node], last: fx.Node) -> Any:
+    """Run nodes of the slim model up to `last`; the slim graph may hold nodes of its own."""
+    for node in pending:
+        try:
+            candidate.env[node] = candidate.run_node(node)
+        except VerificationError:
+            raise
+        except Exception as error:
+            raise VerificationError(
+                f"the slim model does not run: {type(error).__name__}: {error}",
+                describe(node),
+                "Please report this model; until then, keep this place dense with ignore=",
+                node=node.name,
+            ) from error
+        if node is last:
+            return candidate.env[node]
+    raise VerificationError(
+        "the slim graph lost a node of the original", describe(last), node=last.name
+    )
+
+
+def _compare(
+    node: fx.Node, dense: Tensor, found: Tensor, axes: Axes, kept: Kept
+) -> _Comparison | None:
+    """One result of a node; None if it holds values that are not finite, which say nothing."""
+    want = kept.restrict(dense, axes)
+    if want.shape != found.shape:
+        raise VerificationError(
+            f"the slim model yields shape {tuple(found.shape)} instead of {tuple(want.shape)}",
+            describe(node),
+            "Please report this model; until then, keep this place dense with ignore=",
+            node=node.name,
+        )
+    slimmed = any(map(kept.touches, axes))
+    if want.numel() == 0:
+        return _Comparison(node.name, 0.0, slimmed, True)
+    if not want.is_floating_point() or not found.is_floating_point():
+        error = 0.0 if torch.equal(want, found.to(want.dtype)) else float("inf")
+        return _accept(node, _Comparison(node.name, error, slimmed, False))
+    if not bool(torch.isfinite(want).all()):
+        alike = torch.allclose(want, found, rtol=TOLERANCE, atol=0.0, equal_nan=True)
+        if alike:
+            return None
+        return _accept(node, _Comparison(node.name, float("inf"), slimmed, False))
+    scale = float(want.abs().max())
+    gap = float((want - found).abs().max())
+    error = gap / scale if scale else gap
+    return _accept(node, _Comparison(node.name, error, slimmed, scale == 0.0))
+
+
+def _accept(node: fx.Node, comparison: _Comparison) -> _Comparison:
+    if comparison.error <= TOLERANCE:
+        return comparison
+    raise VerificationError(
+        f"the slim model differs from the masked original by {comparison.error:.3g} relative",
+        describe(node),
+        "Please report this model; until then, keep this place dense with ignore=",
+        node=node.name,
+    )
+
+
+def describe(node: fx.Node) -> str:
+    """Where `node` is in the user's model."""
+    place = f"node {node.name} ({node.op} {node.target})"
+    trace = (node.stack_trace or "").strip().splitlines()
+    source = next((line.strip() for line in reversed(trace) if line.strip().startswith("File")), "")
+    return f"{place}, {source}" if source else place
+
+
+def _same_parts(dense: nn.Module, slim: fx.GraphModule, analysis: Analysis, kept: Kept) -> None:
+    """Every tensor of the slim model is, bit for bit, the part of the original that stays."""
+    found = dict(named_tensors(slim))
+    for name, tensor in named_tensors(dense):
+        if name not in found:
+            continue
+        part = tensor.detach()
+        for dim, axis in enumerate(analysis.tensors[name]):
+            mask = torch.zeros(axis.size, dtype=torch.bool)
+            mask[torch.from_numpy(kept.indices(axis))] = True
+            part = part.movedim(dim, 0)[mask.to(part.device)].movedim(0, dim)
+        if not torch.equal(part, found[name].detach()):
+            raise VerificationError(
+                f"parameter {name} of the slim model is not the part of the original that stays",
+                "Please report this model; until then, keep it dense with ignore=",
+                node=name,
+            )
+
+
+def _copy_parts(
+    dense: fx.GraphModule, slim: fx.GraphModule, analysis: Analysis, kept: Kept
+) -> None:
+    found = dict(named_tensors(slim))
+    for name, tensor in named_tensors(dense):
+        if name in found:
+            found[name].detach().copy_(kept.restrict(tensor.detach(), analysis.tensors[name]))
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the nodes whose value nobody needs once it has run."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for used, node in last.items():
+        uses.setdefault(node, []).append(used)
+    return uses
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _as_noise(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return noise.to(tensor.device)
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """Tensors that the graph creates are float64 too, or they would hide differences."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,267 @@
+"""What slimming did: dense beside slim, layer by layer, with the proofs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from fxprune import plain
+from fxprune.errors import InputError
+from fxprune.files import atomic_path
+from fxprune.measure import Measurement
+from fxprune.units import format_bytes, format_count, format_seconds
+
+META: Final = "fxprune"
+"""Where a slim module keeps its plan and report: `slim.meta["fxprune"]`."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network, dense or slim: parameters, MACs of one forward pass on the example inputs, bytes
+    of all weights, and measured latency where the backend was asked for it."""
+
+    params: int
+    macs: int
+    weight_bytes: int
+    latency: Measurement | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: its channels before and after, and its share of each whole network's latency.
+
+    Shares are fractions in [0, 1] of the side they belong to; None where not known.
+    """
+
+    name: str
+    kind: str
+    dense_in: int
+    dense_out: int
+    slim_in: int
+    slim_out: int
+    dense_latency_share: float | None = None
+    slim_latency_share: float | None = None
+
+
+@dataclass(frozen=True)
+class FrozenPlace:
+    """A place that could not be slimmed, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How good the solver's choice is at least, measured in its own model of value and cost.
+
+    Attributes:
+        value: of the choice.
+        bound: no choice within the budget is worth more.
+        gap: (bound - value) relative to the larger of the two.
+        prices: per budget, what one more unit of it would be worth.
+    """
+
+    value: float
+    bound: float
+    gap: float
+    prices: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Slim against the masked original in float64: the largest relative error of all nodes."""
+
+    max_relative_error: float
+    nodes: int
+    worst_node: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one optimisation found out; plain data."""
+
+    dense: Side
+    slim: Side
+    layers: tuple[LayerRow, ...]
+    budget: str
+    backend: str
+    frozen: tuple[FrozenPlace, ...] = ()
+    certificate: Certificate | None = None
+    verification: Verification | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense over slim latency, both as measured; None if one was not measured."""
+        if self.dense.latency is None or self.slim.latency is None:
+            return None
+        return self.dense.latency.seconds / self.slim.latency.seconds
+
+    def print(self, console: Console | None = None) -> None:
+        """Show the whole report as tables in the terminal."""
+        (console or Console()).print(self)
+
+    def __rich__(self) -> Group:
+        return Group(self.summary(), self.layer_table(), *(Text(line) for line in self.facts()))
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        Console(file=buffer, width=100, color_system=None).print(self)
+        return buffer.getvalue().rstrip()
+
+    def summary(self) -> Table:
+        """Dense beside slim, as a table for `rich`."""
+        table = Table(title="fxprune")
+        table.add_column("")
+        for heading in ("dense", "slim", "slim / dense"):
+            table.add_column(heading, justify="right")
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+    def rows(self) -> tuple[tuple[str, str, str, str], ...]:
+        """(quantity, dense, slim, ratio) as text: the lines of the summary."""
+        rows = [
+            _row("parameters", self.dense.params, self.slim.params, format_count),
+            _row("MACs", self.dense.macs, self.slim.macs, format_count),
+            _row("weights", self.dense.weight_bytes, self.slim.weight_bytes, format_bytes),
+        ]
+        if self.dense.latency is not None and self.slim.latency is not None:
+            dense, slim = self.dense.latency, self.slim.latency
+            ratio = f"{slim.seconds / dense.seconds:.3f}  ({self.speedup:.2f}x faster)"
+            rows.append(("latency", format_latency(dense), format_latency(slim), ratio))
+        return tuple(rows)
+
+    def layer_table(self) -> Table:
+        """One line per layer, as a table for `rich`."""
+        table = Table()
+        table.add_column("layer", overflow="fold")
+        table.add_column("kind")
+        for heading in ("in", "out", "latency share"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers:
+            table.add_row(*_layer_cells(layer))
+        return table
+
+    def facts(self) -> tuple[str, ...]:
+        """One sentence each: budget, backend, certificate, verification, frozen places."""
+        lines = [f"Budget: {self.budget}.", f"Backend: {self.backend}."]
+        if (certificate := self.certificate) is not None:
+            lines.append(
+                f"Certificate: value {certificate.value:.6g}, no choice is worth more than "
+                f"{certificate.bound:.6g} (gap {100 * certificate.gap:.2g} %)."
+            )
+        if (proof := self.verification) is not None:
+            lines.append(
+                f"Verified: largest relative error {proof.max_relative_error:.1e} over "
+                f"{proof.nodes} nodes (at {proof.worst_node})."
+            )
+        lines += [f"Frozen: {place.place}: {place.reason}." for place in self.frozen]
+        return tuple(lines)
+
+    def to_markdown(self) -> str:
+        """The report as Markdown tables."""
+        summary = _markdown(("", "dense", "slim", "slim / dense"), self.rows())
+        headings = ("layer", "kind", "in", "out", "latency share")
+        layers = _markdown(headings, [_layer_cells(layer) for layer in self.layers])
+        facts = "\n".join(f"- {line}" for line in self.facts())
+        return f"{summary}\n\n{layers}\n\n{facts}\n"
+
+    def to_json(self) -> str:
+        """The report as JSON; `from_json` reads it back."""
+        return plain.dumps(plain.to_plain(self)) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: the text is no report; the message gives the path of the first fault.
+        """
+        try:
+            return plain.from_plain(cls, plain.loads(text))
+        except plain.Malformed as error:
+            raise InputError(
+                f"The report is malformed at {error.path}: {error.what}",
+                fix="Write reports with Report.to_json.",
+            ) from error
+
+    def plot(self, path: str | Path) -> None:
+        """Draw every layer's width and share of latency, before and after, into a picture.
+
+        The file's ending chooses the format (png, pdf, svg).
+
+        Raises:
+            InputError: the file cannot be written, or not in that format.
+        """
+        from fxprune.plot import layers_figure  # matplotlib is slow to import
+
+        figure = layers_figure(self)
+        ending = Path(path).suffix.lstrip(".").lower() or "png"
+        known = figure.canvas.get_supported_filetypes()
+        if ending not in known:
+            raise InputError(
+                f"Pictures cannot be written as {ending!r}", fix=f"Use one of {', '.join(known)}."
+            )
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=ending)
+
+
+def report(slim: nn.Module) -> Report:
+    """The report that a slim module carries.
+
+    Raises:
+        InputError: it carries none.
+    """
+    found = getattr(slim, "meta", {}).get(META, {}).get("report")
+    if not isinstance(found, Report):
+        raise InputError(
+            "This module carries no report", fix="Ask for that of what fxprune.optimize returned."
+        )
+    return found
+
+
+def format_latency(latency: Measurement) -> str:
+    """A measurement with its spread, such as `4.31 ms ± 1.2 %`."""
+    return f"{format_seconds(latency.seconds)} ± {100 * latency.spread:.1f} %"
+
+
+def _row(
+    name: str, dense: float, slim: float, show: Callable[[float], str]
+) -> tuple[str, str, str, str]:
+    return name, show(dense), show(slim), f"{slim / dense:.3f}" if dense else "-"
+
+
+def _layer_cells(layer: LayerRow) -> tuple[str, str, str, str, str]:
+    return (
+        layer.name,
+        layer.kind,
+        _change(str(layer.dense_in), str(layer.slim_in)),
+        _change(str(layer.dense_out), str(layer.slim_out)),
+        _change(_percent(layer.dense_latency_share), _percent(layer.slim_latency_share)),
+    )
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _markdown(headings: tuple[str, ...], rows: object) -> str:
+    assert isinstance(rows, list | tuple)
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    lines = [headings, tuple(rule), *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )

@@ -1,0 +1,171 @@
+"""The Lagrangian bound: prices on the budgets at which the relaxed problem is worth least.
+
+For prices p >= 0 let L(p) = max_x value(x) - p . use(x), one elimination.  Then L(p) + p . budget
+bounds every feasible value, and the least such bound is found by cutting planes (Kelley, The
+cutting-plane method for solving convex programs, 1960): each x met so far bounds L from below, and
+the next prices are those that minimise the model of L made of these.  With one budget the minimum
+of the model lies on the slope between two known points, one within the budget and one not: the
+classic search along the upper hull of all (use, value), which ends after finitely many eliminations
+with the exact minimum.  With several, HiGHS solves the model, a linear program in few variables.
+
+Points and evaluations are kept: they hold for all budgets, so that the next budget of a front
+starts from everything that earlier ones have found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
+
+from fxprune.solver.elimination import Plan, plan_of
+from fxprune.solver.model import Model, Point
+from fxprune.solver.problem import FloatArray, IntArray
+
+# Rounding errors of an elimination, relative to the model's magnitude, stay well below this.
+ROUNDING = 1e-11
+_ROUNDS = 500  # of cutting planes; real problems need about 10 per budget
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dual:
+    """The best prices [K] found and their bound; -inf proves that nothing is within the budgets."""
+
+    prices: FloatArray
+    bound: float
+
+
+class Bundle:
+    """A model with all points and evaluations of L met so far.
+
+    Attributes:
+        floor: [K], the least use of each budget; empty if every combination is forbidden.
+        points: all assignments met, no two alike in value and use.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.plan: Plan = plan_of(model)
+        self.points: list[Point] = []
+        self._prices: list[FloatArray] = []
+        self._relaxed: list[float] = []
+        self._seen: set[tuple[float, bytes]] = set()
+        self._forbidden = np.where(np.isfinite(model.flat_value), 0.0, -np.inf)
+        self._cost = model.flat_cost.astype(np.float64)
+        budgets = len(model.base_cost)
+        self.floor: IntArray = np.zeros(0, dtype=np.int64)
+        if math.isfinite(self.evaluate(np.zeros(budgets))):
+            least = [self.cheapest(np.eye(budgets)[k]) for k in range(budgets)]
+            self.floor = np.array([p.use[k] for k, p in enumerate(least)], dtype=np.int64)
+
+    @property
+    def possible(self) -> bool:
+        """Whether any combination is allowed, the budgets aside."""
+        return bool(self.points)
+
+    def weights(self, prices: FloatArray) -> FloatArray:
+        """Value minus priced cost of every entry of the tables, [N]."""
+        return self.model.flat_value - prices @ self._cost
+
+    def evaluate(self, prices: FloatArray) -> float:
+        """L(prices), by one elimination; keeps the assignment that attains it."""
+        total, option = self.plan.maximise(self.weights(prices))
+        relaxed = total + self.model.base_value - float(prices @ self.model.base_cost)
+        if math.isfinite(relaxed):
+            self._prices.append(prices)
+            self._relaxed.append(relaxed)
+            self._keep(option)
+        return relaxed
+
+    def cheapest(self, direction: FloatArray) -> Point:
+        """The allowed assignment with the least direction . use, whatever it is worth."""
+        _, option = self.plan.maximise(self._forbidden - direction @ self._cost)
+        return self._keep(option)
+
+    def _keep(self, option: IntArray) -> Point:
+        return self.learn(self.model.point(option))
+
+    def learn(self, point: Point) -> Point:
+        """Keeps a point, from wherever, unless one like it is known."""
+        if (key := (point.value, point.use.tobytes())) not in self._seen:
+            self._seen.add(key)
+            self.points.append(point)
+        return point
+
+    def incumbent(self, budgets: IntArray) -> Point | None:
+        """The best point met that is within the budgets."""
+        inside = [p for p in self.points if (p.use <= budgets).all()]
+        return max(inside, key=lambda point: point.value, default=None)
+
+    def best(self, budgets: IntArray) -> Dual:
+        """The lowest of the bounds evaluated so far."""
+        bounds = np.array(self._relaxed) + np.array(self._prices) @ budgets
+        i = int(bounds.argmin())
+        return Dual(self._prices[i], float(bounds[i]))
+
+    def minimise(self, budgets: IntArray, gap: float = 0.0) -> Dual:
+        """The least bound, or the first that proves the incumbent to within `gap` (absolute)."""
+        if not self.possible or (self.floor > budgets).any():
+            return Dual(np.zeros(len(budgets)), -math.inf)
+        tolerance = max(gap, ROUNDING * self.model.magnitude)
+        for _ in range(_ROUNDS):
+            dual, incumbent = self.best(budgets), self.incumbent(budgets)
+            known = len(self.points)
+            if incumbent is not None and dual.bound - incumbent.value <= tolerance:
+                break
+            use = np.array([point.use - budgets for point in self.points], dtype=np.float64)
+            value = np.array([point.value for point in self.points])
+            if incumbent is None and (direction := _violated(use)) is not None:
+                excess = float(direction @ (self.cheapest(direction).use - budgets))
+                if excess > ROUNDING * float(direction @ np.abs(use).max(axis=0)):
+                    return Dual(direction, -math.inf)
+            else:
+                self.evaluate(_slope(use, value) if len(budgets) == 1 else _master(use, value))
+            if len(self.points) == known:
+                break
+        return self.best(budgets)
+
+
+def _slope(use: FloatArray, value: FloatArray) -> FloatArray:
+    """The slope [1] of the upper hull of (use, value) where it crosses use 0: one budget."""
+    inside, outside = use[:, 0] <= 0, use[:, 0] > 0
+    run = use[outside, 0] - use[inside, 0, None]
+    rise = value[outside] - value[inside, None]
+    crossing = value[inside, None] - use[inside, 0, None] * rise / run
+    best = np.unravel_index(int(crossing.argmax()), crossing.shape)
+    return np.array([max(0.0, rise[best] / run[best])])
+
+
+def _master(use: FloatArray, value: FloatArray) -> FloatArray:
+    """The prices [K] that minimise max_i value_i - prices . use_i; some mixture of use is <= 0."""
+    scale = np.maximum(np.abs(use).max(axis=0), 1.0)
+    height = max(float(np.ptp(value)), np.finfo(float).tiny)
+    count, budgets = use.shape
+    result = linprog(
+        np.eye(budgets + 1)[0],
+        A_ub=np.hstack([-np.ones((count, 1)), -use / scale]),
+        b_ub=(value.max() - value) / height,
+        bounds=[(None, None)] + [(0, None)] * budgets,
+    )
+    if result.x is None:
+        return np.zeros(budgets)
+    return np.asarray(np.maximum(result.x[1:], 0.0) * height / scale, dtype=np.float64)
+
+
+def _violated(use: FloatArray) -> FloatArray | None:
+    """Weights [K] >= 0 under which every mixture of use is above 0; None if some is not."""
+    scale = np.maximum(np.abs(use).max(axis=0), 1.0)
+    count, budgets = use.shape
+    result = linprog(
+        -np.eye(budgets + 1)[0],
+        A_ub=np.hstack([np.ones((count, 1)), -use / scale]),
+        b_ub=np.zeros(count),
+        A_eq=np.array([[0.0] + [1.0] * budgets]),
+        b_eq=np.ones(1),
+        bounds=[(None, None)] + [(0, None)] * budgets,
+    )
+    if result.x is None or result.x[0] <= ROUNDING:
+        return None
+    return np.asarray(np.maximum(result.x[1:], 0.0) / scale, dtype=np.float64)

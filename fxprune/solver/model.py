@@ -1,0 +1,248 @@
+"""The problem in the form that the solver computes on, and its restriction to fewer options.
+
+Choices become numbers.  Tables with equal scopes, and tables whose scope lies within another's,
+are added up; repeated choices in a scope are reduced to the diagonal; axes of choices with a single
+option vanish.  What remains is dense (an array) or listed (rows and one number per row), and all
+numbers lie behind each other in one flat array, so that `value - prices @ cost` is one operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.solver.problem import Factor, FloatArray, IntArray, Problem, SparseFactor, every
+
+_Number = TypeVar("_Number", bound=np.generic)
+
+# Below this share of allowed combinations, listing them beats computing on the dense table.
+_SPARSE = 1 / 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A factor over choice numbers: dense (`rows` is None) or listed.
+
+    `shape`: options of each choice of the scope.  `value`: of that shape, or [n] if listed.
+    `cost`: [K, *value.shape].
+    """
+
+    scope: tuple[int, ...]
+    shape: tuple[int, ...]
+    rows: IntArray | None
+    value: FloatArray
+    cost: IntArray
+
+    def place(self, option: Sequence[int] | IntArray) -> tuple[int, ...]:
+        """Index into `value` for an allowed assignment, the option of every choice."""
+        here = tuple(int(option[v]) for v in self.scope)
+        if self.rows is None:
+            return here
+        return (int(np.flatnonzero((self.rows == np.array(here)).all(axis=1))[0]),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """An assignment: `option` [choices] in original numbers, its value and its exact use [K]."""
+
+    option: IntArray
+    value: float
+    use: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """Tables over numbered choices, with the original number of every option that is left.
+
+    Attributes:
+        options: per choice, the original numbers of its options.
+        tables: of two and more options per choice, no scope within another if it is dense.
+        flat_value, flat_cost: [N] and [K, N]; the tables' arrays are views of these.
+        base_value, base_cost: what does not depend on any choice (float, [K]).
+    """
+
+    options: tuple[IntArray, ...]
+    tables: tuple[Table, ...]
+    flat_value: FloatArray
+    flat_cost: IntArray
+    base_value: float
+    base_cost: IntArray
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(options) for options in self.options)
+
+    @property
+    def magnitude(self) -> float:
+        """Sum over the tables of the largest finite |value|: the scale for rounding errors."""
+        finite = (np.where(np.isfinite(t.value), np.abs(t.value), 0.0) for t in self.tables)
+        return sum((float(v.max(initial=0.0)) for v in finite), abs(self.base_value))
+
+    def split(self, flat: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
+        """Views of a flat array [N], one per table and of its form."""
+        pieces, start = [], 0
+        for table in self.tables:
+            stop = start + table.value.size
+            pieces.append(flat[start:stop].reshape(table.value.shape))
+            start = stop
+        return pieces
+
+    def point(self, option: IntArray) -> Point:
+        """The assignment of an option (numbered within this model) to every choice."""
+        values, use = [self.base_value], self.base_cost.copy()
+        for table in self.tables:
+            place = table.place(option)
+            values.append(float(table.value[place]))
+            use += table.cost[every(place)]
+        original = [int(left[i]) for left, i in zip(self.options, option, strict=True)]
+        return Point(np.array(original, dtype=np.int64), math.fsum(values), use)
+
+    def restrict(
+        self, keep: Sequence[npt.NDArray[np.bool_]], entries: npt.NDArray[np.bool_] | None = None
+    ) -> Model:
+        """The model with the kept options only.
+
+        Args:
+            keep: per choice, which of its options stay (at least one).
+            entries: [N], which entries of the tables stay; all if None.
+        """
+        masks = self.split(np.ones(self.flat_value.shape, bool) if entries is None else entries)
+        number = [np.cumsum(kept) - 1 for kept in keep]
+        pieces = []
+        for table, mask in zip(self.tables, masks, strict=True):
+            value = np.where(mask, table.value, -np.inf)
+            if table.rows is None:
+                cut = np.ix_(*(np.flatnonzero(keep[v]) for v in table.scope))
+                cost = table.cost[every(cut)]
+                pieces.append(Table(table.scope, value[cut].shape, None, value[cut], cost))
+                continue
+            columns = list(zip(table.scope, table.rows.T, strict=True))
+            stays = np.logical_and.reduce([keep[v][column] for v, column in columns])
+            stays &= np.isfinite(value)
+            rows = np.stack([number[v][column[stays]] for v, column in columns], axis=1)
+            shape = tuple(int(keep[v].sum()) for v in table.scope)
+            pieces.append(Table(table.scope, shape, rows, value[stays], table.cost[:, stays]))
+        options = [options[kept] for options, kept in zip(self.options, keep, strict=True)]
+        return _assemble(options, pieces, self.base_value, self.base_cost)
+
+
+def model_of(problem: Problem) -> Model:
+    """The problem as a model in which every option still has its original number."""
+    number = {choice.name: v for v, choice in enumerate(problem.choices)}
+    sizes = [choice.options for choice in problem.choices]
+    pieces = [_from_factor(factor, number, sizes) for factor in problem.factors]
+    base = np.array(problem.fixed, dtype=np.int64)
+    return _assemble([np.arange(size) for size in sizes], pieces, 0.0, base)
+
+
+def _from_factor(
+    factor: Factor | SparseFactor, number: dict[str, int], sizes: Sequence[int]
+) -> Table:
+    """The factor with its scope sorted and without repeated choices."""
+    names = [number[name] for name in factor.scope]
+    scope = tuple(sorted(set(names)))
+    shape = tuple(sizes[v] for v in scope)
+    value = factor.value.astype(np.float64)
+    cost = factor.cost.astype(np.int64)
+    if isinstance(factor, SparseFactor):
+        rows = factor.rows.astype(np.int64)[:, np.argsort(names)]
+        stays = np.isfinite(value)
+        return Table(scope, shape, rows[stays], value[stays], cost[:, stays])
+    # Indexing every axis by the grid of its choice sorts the axes and takes diagonals at once.
+    grid = np.ix_(*(np.arange(size) for size in shape))
+    index = tuple(grid[scope.index(v)] for v in names)
+    if index:
+        value, cost = value[index], cost[every(index)]
+    return Table(scope, shape, None, value, cost)
+
+
+def _assemble(
+    options: Sequence[IntArray], pieces: Iterable[Table], base_value: float, base_cost: IntArray
+) -> Model:
+    by_scope: dict[tuple[int, ...], list[Table]] = {}
+    for piece in pieces:
+        small = _thin(_squeeze(piece))
+        by_scope.setdefault(small.scope, []).append(small)
+    base_cost = base_cost.copy()
+    for table in by_scope.pop((), []):
+        base_value += float(table.value.max(initial=-np.inf))
+        base_cost += table.cost.reshape(len(base_cost), -1).sum(axis=1)
+    tables = _absorb(by_scope)
+    flat_value = np.concatenate([t.value.ravel() for t in tables] or [np.zeros(0)])
+    flat_cost = np.concatenate(
+        [t.cost.reshape(len(base_cost), -1) for t in tables]
+        or [np.zeros((len(base_cost), 0), dtype=np.int64)],
+        axis=1,
+    )
+    views, start = [], 0
+    for t in tables:
+        stop = start + t.value.size
+        value = flat_value[start:stop].reshape(t.value.shape)
+        cost = flat_cost[:, start:stop].reshape(t.cost.shape)
+        views.append(Table(t.scope, t.shape, t.rows, value, cost))
+        start = stop
+    return Model(tuple(options), tuple(views), flat_value, flat_cost, base_value, base_cost)
+
+
+def _squeeze(table: Table) -> Table:
+    """Without the choices that have a single option; listed only over two choices and more."""
+    wide = [i for i, size in enumerate(table.shape) if size > 1]
+    scope = tuple(table.scope[i] for i in wide)
+    shape = tuple(table.shape[i] for i in wide)
+    if table.rows is None:
+        cost = table.cost.reshape(len(table.cost), *shape)
+        return Table(scope, shape, None, table.value.reshape(shape), cost)
+    if len(wide) > 1:
+        return Table(scope, shape, table.rows[:, wide], table.value, table.cost)
+    value = np.full(shape, -np.inf)
+    cost = np.zeros((len(table.cost), *shape), dtype=np.int64)
+    if wide:
+        option = table.rows[:, wide[0]]
+        value[option], cost[:, option] = table.value, table.cost
+    elif len(table.rows):
+        value[()], cost[...] = table.value[0], table.cost[:, 0]
+    return Table(scope, shape, None, value, cost)
+
+
+def _thin(table: Table) -> Table:
+    """Listed, if few of its combinations are allowed."""
+    if table.rows is not None or len(table.scope) < 2:
+        return table
+    allowed = np.isfinite(table.value)
+    if allowed.sum() > _SPARSE * allowed.size:
+        return table
+    place = np.nonzero(allowed)
+    rows = np.stack(place, axis=1).astype(np.int64)
+    cost = table.cost[every(place)]
+    return Table(table.scope, table.shape, rows, table.value[place], cost)
+
+
+def _absorb(by_scope: dict[tuple[int, ...], list[Table]]) -> list[Table]:
+    """Adds up equal scopes, and adds dense tables into those whose scope includes theirs."""
+    whole: list[Table] = []
+    around: dict[int, list[int]] = {}  # choice -> tables of `whole` that look at it
+    for scope in sorted(by_scope, key=lambda scope: (-len(scope), scope)):
+        for table in sorted(by_scope[scope], key=lambda table: table.rows is None):
+            hosts = (i for i in around.get(scope[0], ()) if set(scope) <= set(whole[i].scope))
+            host = next(hosts, None) if table.rows is None else None
+            if host is not None:
+                whole[host] = _add(whole[host], table)
+                continue
+            for v in scope:
+                around.setdefault(v, []).append(len(whole))
+            whole.append(table)
+    return whole
+
+
+def _add(big: Table, small: Table) -> Table:
+    """`big` plus the dense table `small`, whose scope lies within that of `big`."""
+    columns = np.ix_(*map(np.arange, big.shape)) if big.rows is None else tuple(big.rows.T)
+    place = tuple(columns[big.scope.index(v)] for v in small.scope)
+    value = big.value + small.value[place]
+    cost = big.cost + small.cost[every(place)]
+    return Table(big.scope, big.shape, big.rows, value, cost)

@@ -1,0 +1,132 @@
+"""The command line: what it says, and how it fails."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from fxprune import cli
+from fxprune.errors import InputError
+
+FACTORY = """
+from torch import nn
+
+def build():
+    return nn.Linear(3, 2)
+
+ready = nn.ReLU()
+
+def number():
+    return 5
+"""
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the current folder."""
+    (tmp_path / "own_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+def test_backends_lists_every_backend_with_its_version():
+    result = CliRunner().invoke(cli.app, ["backends"])
+    assert result.exit_code == 0
+    assert f"torch {torch.__version__}" in result.output
+    assert "onnxruntime" in result.output
+
+
+def test_help_names_every_command():
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("backends", "analyze", "optimize", "table"):
+        assert command in result.output
+
+
+def test_a_torchvision_model_is_built_in_eval_mode():
+    model = cli.build("torchvision:squeezenet1_1")
+    assert type(model).__name__ == "SqueezeNet"
+    assert not model.training
+
+
+def test_a_factory_in_the_current_folder_is_called(own_models):
+    assert cli.build("own_models:build").weight.shape == (2, 3)
+    assert "" not in sys.path
+
+
+def test_a_module_may_stand_there_ready(own_models):
+    assert isinstance(cli.build("own_models:ready"), nn.ReLU)
+
+
+def test_weights_are_loaded_into_the_model(own_models, tmp_path):
+    state = {"weight": torch.full((2, 3), 7.0), "bias": torch.zeros(2)}
+    save_file(state, tmp_path / "weights")
+    assert cli.build("own_models:build", tmp_path / "weights").weight.eq(7).all()
+
+
+def test_weights_of_another_model_are_refused(own_models, tmp_path):
+    save_file({"weight": torch.zeros(5)}, tmp_path / "weights")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        cli.build("own_models:build", tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet18", "does not name a model"),
+        ("torchvision:", "does not name a model"),
+        ("torchvision:resnet19", "torchvision has no model 'resnet19'"),
+        ("no_such_package:build", "cannot be imported"),
+        ("own_models:absent", "has no 'absent'"),
+        ("own_models:number", "gave a int, not a torch.nn.Module"),
+    ],
+)
+def test_a_specification_that_names_nothing_is_refused(own_models, spec, message):
+    with pytest.raises(InputError, match=message):
+        cli.build(spec)
+
+
+def test_example_inputs_have_the_shapes_asked_for_and_repeat():
+    first, again = cli.examples(["1x3x8x8", "2x5"]), cli.examples(["1x3x8x8", "2x5"])
+    assert [list(x.shape) for x in first] == [[1, 3, 8, 8], [2, 5]]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", ["", "1x", "1x-3", "1,3,8", "1x0", "axb", "1x3.5"])
+def test_a_shape_that_does_not_parse_is_refused(shape):
+    with pytest.raises(InputError, match="does not parse"):
+        cli.examples([shape])
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    code = run_main(monkeypatch, "analyze", "torchvision:resnet19", "--input", "1x3x8x8")
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("fxprune: torchvision has no model 'resnet19'.")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_budget_is_checked_before_anything_is_built(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    code = run_main(
+        monkeypatch,
+        *("optimize", "no_such_package:build", "--input", "1x3x8x8"),
+        *("--budget", "fast", "--out", str(out)),
+    )
+    assert code == 2
+    assert "The budget 'fast' does not parse" in capsys.readouterr().err
+    assert not out.exists()
