@@ -1,0 +1,50 @@
+"""fxprune: a torch.fx pass from a trained network and a latency budget to a slim, verified one."""
+
+__version__ = "0.1.0"
+
+from fxprune.budget import Budget
+from fxprune.errors import (
+    BackendError,
+    BackendUnavailable,
+    BudgetError,
+    CacheError,
+    CaptureError,
+    FxpruneError,
+    InputError,
+    MeasurementError,
+    PlanMismatch,
+    VerificationError,
+)
+
+
+from fxprune.analyze import analyze
+from fxprune.deploy import benchmark, compile
+from fxprune.optimize import apply, optimize
+from fxprune.passes.recover import finetune
+from fxprune.plan import Plan
+from fxprune.report import report
+from fxprune.storage import load, save
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "Budget",
+    "BudgetError",
+    "CacheError",
+    "CaptureError",
+    "FxpruneError",
+    "InputError",
+    "MeasurementError",
+    "Plan",
+    "PlanMismatch",
+    "VerificationError",
+    "analyze",
+    "apply",
+    "benchmark",
+    "compile",
+    "finetune",
+    "load",
+    "optimize",
+    "report",
+    "save",
+]

@@ -12,7 +12,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -117,6 +117,12 @@ def _build(kind: Any, value: object, path: str) -> object:
             return None
         (kind,) = (arg for arg in args if arg is not type(None))
         return _build(kind, value, path)
+    if origin is Literal:
+        if value not in args:
+            raise Malformed(
+                path, f"should be one of {', '.join(map(repr, args))}, not {value!r:.60}"
+            )
+        return value
     if origin is tuple:
         items = _require(list, value, path)
         return tuple(_build(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))

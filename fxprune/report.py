@@ -136,8 +136,9 @@ class Report:
         ]
         if self.dense.latency is not None and self.slim.latency is not None:
             dense, slim = self.dense.latency, self.slim.latency
-            ratio = f"{slim.seconds / dense.seconds:.3f}  ({self.speedup:.2f}x faster)"
+            ratio = f"{slim.seconds / dense.seconds:.3f}"
             rows.append(("latency", format_latency(dense), format_latency(slim), ratio))
+            rows.append(("speed-up", "", f"{self.speedup:.2f}x", ""))
         return tuple(rows)
 
     def layer_table(self) -> Table:
@@ -230,8 +231,9 @@ def report(slim: nn.Module) -> Report:
 
 
 def format_latency(latency: Measurement) -> str:
-    """A measurement with its spread, such as `4.31 ms ± 1.2 %`."""
-    return f"{format_seconds(latency.seconds)} ± {100 * latency.spread:.1f} %"
+    """A measurement with its spread, such as `4.31 ms ± 1.2 %`, and a note if it is unsteady."""
+    note = "" if latency.converged else " (not converged)"
+    return f"{format_seconds(latency.seconds)} ± {100 * latency.spread:.1f} %{note}"
 
 
 def _row(

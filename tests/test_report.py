@@ -28,7 +28,8 @@ from fxprune.report import (
 
 
 def measured(seconds: float) -> Measurement:
-    return Measurement(seconds=seconds, spread=0.012)
+    samples = (seconds, 1.01 * seconds)
+    return Measurement(seconds, spread=0.012, samples=samples, clock="cpu", converged=True)
 
 
 LAYERS = (
@@ -68,14 +69,21 @@ def test_the_rows_show_both_sides_and_their_ratio():
         ("parameters", "1.56 M", "390 k", "0.250"),
         ("MACs", "236 M", "100 M", "0.424"),
         ("weights", "6.24 MB", "1.56 MB", "0.250"),
-        ("latency", "4.00 ms ± 1.2 %", "1.60 ms ± 1.2 %", "0.400  (2.50x faster)"),
+        ("latency", "4.00 ms ± 1.2 %", "1.60 ms ± 1.2 %", "0.400"),
+        ("speed-up", "", "2.50x", ""),
     )
+
+
+def test_a_measurement_that_did_not_converge_says_so():
+    unsteady = dataclasses.replace(measured(4.0e-3), converged=False)
+    case = dataclasses.replace(FULL, dense=dataclasses.replace(FULL.dense, latency=unsteady))
+    assert case.rows()[-2][1] == "4.00 ms ± 1.2 % (not converged)"
 
 
 def test_printing_shows_figures_layers_and_facts():
     text = str(FULL)
     for part in (
-        "2.50x faster",
+        "2.50x",
         "stages.0.conv1",
         "64 → 16",
         "50.0 % → 40.0 %",
@@ -122,6 +130,7 @@ def test_an_unbounded_certificate_survives_json():
         (("layers", 1, "kind"), None, r"layers\[1\].kind: should be text"),
         (("layers", 0, "dense_latency_share"), "high", r"layers\[0\].dense_latency_share"),
         (("certificate", "gap"), True, "certificate.gap: should be a number"),
+        (("slim", "latency", "clock"), "sun", "slim.latency.clock: should be one of 'cpu'"),
         (("slim", "latency", "extra"), 1, "slim.latency.extra: is not a known field"),
     ],
 )

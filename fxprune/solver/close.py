@@ -21,7 +21,9 @@ from fxprune.solver.polytope import maximum_within
 from fxprune.solver.problem import FloatArray, IntArray
 
 # Entries of the tables left for branch and cut, one attempt after the other.
-_ENTRIES = (1_000, 8_000, 60_000)
+_ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000, 60_000)
+# Parts of the work stop a little inside the gap, so that rounding cannot put them outside.
+_WITHIN = 0.99
 # What remains is priced and reduced again as long as that drops this share of it.
 _WORTHWHILE = 0.3
 
@@ -45,16 +47,16 @@ def close(
     ceiling: FloatArray | None = None
     for count in _ENTRIES:
         value = -math.inf if incumbent is None else incumbent.value
-        allowed = allowance(gap, bound, value)
+        allowed = allowance(gap, bound, incumbent)
         if bound - value <= allowed:
             break
         if ceiling is None:
             ceiling = _ceilings(bundle, dual, budgets)
-        target = value + allowed / 2
+        target = value + _WITHIN * allowed
         if len(ceiling) > count:
             target = max(target, float(np.partition(ceiling, -count)[-count]))
         reduced = _keep(bundle, ceiling, target)
-        below, found = _best_of(reduced, budgets, target, allowed / 2, nodes)
+        below, found = _best_of(reduced, budgets, target, _WITHIN * allowed, nodes)
         bound = min(bound, max(below, target))
         if found is not None:
             bundle.learn(found)
@@ -64,9 +66,10 @@ def close(
     return bound, incumbent
 
 
-def allowance(gap: float, bound: float, value: float) -> float:
-    """The absolute difference that a relative gap allows: of the optimum, which lies between."""
-    return gap * max(value, -bound, 0.0)
+def allowance(gap: float, bound: float, incumbent: Point | None) -> float:
+    """The absolute difference that a relative gap allows, whatever the optimum turns out to be."""
+    least = -bound if incumbent is None else max(incumbent.value, -bound)
+    return gap * max(least, 0.0)
 
 
 def _ceilings(bundle: Bundle, dual: Dual, budgets: IntArray) -> FloatArray:

@@ -100,20 +100,22 @@ class Bundle:
         return max(inside, key=lambda point: point.value, default=None)
 
     def best(self, budgets: IntArray) -> Dual:
-        """The lowest of the bounds evaluated so far."""
+        """The lowest of the bounds evaluated so far; -inf if every combination is forbidden."""
+        if not self.possible:
+            return Dual(np.zeros(len(budgets)), -math.inf)
         bounds = np.array(self._relaxed) + np.array(self._prices) @ budgets
         i = int(bounds.argmin())
         return Dual(self._prices[i], float(bounds[i]))
 
-    def minimise(self, budgets: IntArray, gap: float = 0.0) -> Dual:
-        """The least bound, or the first that proves the incumbent to within `gap` (absolute)."""
+    def minimise(self, budgets: IntArray, slack: float = 0.0) -> Dual:
+        """The least bound, to within `slack`; ends early once an incumbent attains its bound."""
         if not self.possible or (self.floor > budgets).any():
             return Dual(np.zeros(len(budgets)), -math.inf)
-        tolerance = max(gap, ROUNDING * self.model.magnitude)
+        slack = max(slack, ROUNDING * self.model.magnitude)
         for _ in range(_ROUNDS):
             dual, incumbent = self.best(budgets), self.incumbent(budgets)
             known = len(self.points)
-            if incumbent is not None and dual.bound - incumbent.value <= tolerance:
+            if incumbent is not None and dual.bound - incumbent.value <= slack:
                 break
             use = np.array([point.use - budgets for point in self.points], dtype=np.float64)
             value = np.array([point.value for point in self.points])
@@ -122,24 +124,31 @@ class Bundle:
                 if excess > ROUNDING * float(direction @ np.abs(use).max(axis=0)):
                     return Dual(direction, -math.inf)
             else:
-                self.evaluate(_slope(use, value) if len(budgets) == 1 else _master(use, value))
+                model = _slope if len(budgets) == 1 else _master
+                prices, least = model(use, value)
+                if dual.bound - least <= slack:
+                    break
+                self.evaluate(prices)
             if len(self.points) == known:
                 break
         return self.best(budgets)
 
 
-def _slope(use: FloatArray, value: FloatArray) -> FloatArray:
-    """The slope [1] of the upper hull of (use, value) where it crosses use 0: one budget."""
+def _slope(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:
+    """Slope [1] and height of the upper hull of (use, value) at use 0: `_master` for one budget."""
     inside, outside = use[:, 0] <= 0, use[:, 0] > 0
     run = use[outside, 0] - use[inside, 0, None]
     rise = value[outside] - value[inside, None]
     crossing = value[inside, None] - use[inside, 0, None] * rise / run
     best = np.unravel_index(int(crossing.argmax()), crossing.shape)
-    return np.array([max(0.0, rise[best] / run[best])])
+    return np.array([max(0.0, rise[best] / run[best])]), float(crossing[best])
 
 
-def _master(use: FloatArray, value: FloatArray) -> FloatArray:
-    """The prices [K] that minimise max_i value_i - prices . use_i; some mixture of use is <= 0."""
+def _master(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:
+    """Prices [K] that minimise max_i value_i - prices . use_i, where some mixture of use is <= 0.
+
+    And that minimum, a lower bound of the dual.
+    """
     scale = np.maximum(np.abs(use).max(axis=0), 1.0)
     height = max(float(np.ptp(value)), np.finfo(float).tiny)
     count, budgets = use.shape
@@ -150,8 +159,9 @@ def _master(use: FloatArray, value: FloatArray) -> FloatArray:
         bounds=[(None, None)] + [(0, None)] * budgets,
     )
     if result.x is None:
-        return np.zeros(budgets)
-    return np.asarray(np.maximum(result.x[1:], 0.0) * height / scale, dtype=np.float64)
+        return np.zeros(budgets), -math.inf
+    prices = np.maximum(result.x[1:], 0.0) * height / scale
+    return prices, float((value - use @ prices).max())
 
 
 def _violated(use: FloatArray) -> FloatArray | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.errors import InputError
-from fxprune.solver.close import close
+from fxprune.solver.close import allowance, close
 from fxprune.solver.dual import ROUNDING, Bundle
 from fxprune.solver.model import model_of
 from fxprune.solver.problem import Problem, Solution, Status, measure
@@ -65,7 +65,9 @@ def _at(
     problem: Problem, bundle: Bundle, budgets: tuple[int, ...], gap: float, nodes: int
 ) -> Solution:
     limits = np.array(budgets, dtype=np.int64)
-    dual = bundle.minimise(limits)
+    first, known = bundle.best(limits), bundle.incumbent(limits)
+    # The prices need not be exact: a tenth of the gap is left to them.
+    dual = bundle.minimise(limits, allowance(gap / 10, first.bound, known))
     bound, best = dual.bound, None
     if bound > -math.inf:
         bound, best = close(bundle, dual, limits, gap, nodes)

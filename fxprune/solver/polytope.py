@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from fxprune.solver.model import Model, Point
 from fxprune.solver.problem import FloatArray, IntArray
+from fxprune.solver.silence import without_lines
 
 # HiGHS works to 1e-6 absolute; objective and budget rows are scaled to this size.
 _SIZE = 1e4
@@ -97,13 +98,15 @@ def _run(
         size = max(1.0, int(cost.max()) / step / _SIZE)
         row = csr_array(cost[None] / (step * size))
         constraints.append(LinearConstraint(row, -np.inf, int(left) // step / size))
-    result = milp(
-        program.loss / unit,
-        integrality=np.ones(len(program.loss), dtype=np.int64),
-        bounds=Bounds(0.0, program.most),
-        constraints=constraints,
-        options={"mip_rel_gap": gap / program.spread, "node_limit": nodes},
-    )
+    with without_lines(b"HighsMipSolverData::"):
+        result = milp(
+            program.loss / unit,
+            # Integral x would do; with z integral too, HiGHS takes two thirds of the time.
+            integrality=np.ones(len(program.loss), dtype=np.int64),
+            bounds=Bounds(0.0, program.most),
+            constraints=constraints,
+            options={"mip_rel_gap": gap / program.spread, "node_limit": nodes},
+        )
     if result.status == _INFEASIBLE:
         return None, -math.inf
     below = result.mip_dual_bound

@@ -1,0 +1,129 @@
+"""The closed loop: solve, slim, measure, correct, until the measurement lies within every budget.
+
+Tables tell costs up to a correction that depends on the whole network. What was measured so far
+corrects it: between measured candidates (and the dense network) the true cost is taken to be a
+straight line over the table's cost, and the solver is asked for that table cost which should come out
+just under the limit. Solving takes milliseconds; measuring is what costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import fx
+
+from fxprune.axes import Atom
+from fxprune.errors import BudgetError
+from fxprune.gauges import Gauge
+from fxprune.passes.allocate import Allocation, Allocator
+from fxprune.units import format_resource
+
+Slim = Callable[[Mapping[Atom, int]], fx.GraphModule]
+Tell = Callable[[int, int], None]
+
+MOST_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A slim network and what it really uses, per budget."""
+
+    allocation: Allocation
+    module: fx.GraphModule
+    used: tuple[float, ...]
+
+
+@dataclass
+class _Correction:
+    """Pairs of (cost by the tables, actual cost) for one budget; their line gives the next guess."""
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+
+    def table_limit(self, wanted: float) -> float:
+        """The table cost at which the actual cost should come out as `wanted`."""
+        points = sorted([(0.0, 0.0), *self.points], key=lambda point: point[1])
+        tables, actual = zip(*points, strict=True)
+        return float(np.interp(wanted, actual, np.maximum.accumulate(tables)))
+
+
+def close_the_loop(
+    gauges: Sequence[Gauge], allocator: Allocator, slim: Slim, tell: Tell
+) -> Candidate:
+    """The most valuable network found that keeps every budget as measured.
+
+    Raises:
+        BudgetError: no network within reach keeps them; with the least that can be reached.
+    """
+    dense = allocator.dense_costs()
+    corrections = [_Correction([(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
+    aims = [gauge.limit * gauge.aim for gauge in gauges]
+    best: Candidate | None = None
+    tried: set[tuple[int, ...]] = set()
+    for round_number in range(MOST_ROUNDS):
+        tell(round_number, MOST_ROUNDS)
+        limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
+        allocation = allocator.solve(limits)
+        if not allocation.sizes:
+            break
+        key = tuple(allocation.sizes.values())
+        if key in tried:
+            break
+        tried.add(key)
+        candidate = _measured(allocation, gauges, slim)
+        if _keeps(candidate, gauges):
+            if best is None or allocation.solution.value > best.allocation.solution.value:
+                best = candidate
+            if _uses_enough(candidate, gauges):
+                break
+        for i, correction in enumerate(corrections):
+            correction.points.append((allocation.costs[i], candidate.used[i]))
+            if candidate.used[i] > gauges[i].limit:
+                # Whatever the line says, the next guess must not be the same again.
+                aims[i] *= 0.995
+    return best if best is not None else _last_resort(gauges, allocator, slim)
+
+
+def _last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> Candidate:
+    """Every group at its smallest width: what it uses is the floor that an error can name."""
+    candidate = _measured(allocator.smallest(), gauges, slim)
+    if _keeps(candidate, gauges):
+        return candidate
+    for gauge, used in zip(gauges, candidate.used, strict=True):
+        if used > gauge.limit:
+            raise infeasible(gauge, used)
+    raise AssertionError("a candidate that misses no budget keeps them all")
+
+
+def infeasible(gauge: Gauge, floor: float) -> BudgetError:
+    """The error for a budget under what slimming can reach."""
+    resource = gauge.budget.resource
+    texts = [
+        format_resource(resource, value) if isinstance(resource, str) else f"{value:g}"
+        for value in (gauge.limit, floor, gauge.dense)
+    ]
+    return BudgetError(
+        f"The budget {gauge.budget.describe()} ({texts[0]}) is out of reach: with every group at "
+        f"its smallest width the network still uses {texts[1]}, of {texts[2]} dense",
+        fix=f"Ask for at least {texts[1]} ({floor / gauge.dense:.0%} of dense), or allow finer "
+        "widths with multiple_of=1",
+        requested=gauge.limit,
+        floor=floor,
+        unit=gauge.budget.unit,
+    )
+
+
+def _measured(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> Candidate:
+    module = slim(allocation.sizes)
+    used = tuple(gauge.actual(module, allocation.sizes) for gauge in gauges)
+    return Candidate(allocation, module, used)
+
+
+def _keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+    return all(u <= g.limit for u, g in zip(candidate.used, gauges, strict=True))
+
+
+def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+    """Whether some budget is used up, so that there is nothing to gain from going on."""
+    return any(u >= g.limit * g.lowest for u, g in zip(candidate.used, gauges, strict=True))

@@ -1,0 +1,198 @@
+"""Gauges: what a budget predicts from tables, and what a slim network turns out to use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from fxprune.axes import Atom
+from fxprune.backends.base import Backend, Engine
+from fxprune.backends.settings import Settings
+from fxprune.budget import Budget
+from fxprune.errors import InputError
+from fxprune.measure import Measurement, Timing, measure, measure_interleaved
+from fxprune.passes.allocation import costs
+from fxprune.passes.allocation.widths import Choices, Tables
+from fxprune.passes.infer import Analysis, named_tensors
+
+NETWORK_TIMING = Timing(tolerance=0.01, min_samples=30, max_seconds=10.0)
+
+
+class Gauge(ABC):
+    """One budget: its limit, its tables, and how to find out what a candidate really uses."""
+
+    budget: Budget
+    limit: float
+    dense: float
+    aim: float = 1.0
+    """Share of the limit to aim at, so that noise does not carry the candidate over it."""
+    lowest: float = 0.0
+    """Share of the limit under which a better candidate is looked for."""
+
+    @abstractmethod
+    def tables(self, choices: Choices) -> Tables:
+        """The cost as tables over the choices."""
+
+    @abstractmethod
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        """What a candidate really uses."""
+
+
+class MacsGauge(Gauge):
+    """Multiply-accumulates of one forward pass on the example inputs."""
+
+    def __init__(self, budget: Budget, analysis: Analysis) -> None:
+        self.budget = budget
+        self._analysis = analysis
+        self.dense = float(costs.macs(analysis))
+        self.limit = budget.resolve(self.dense)
+
+    def tables(self, choices: Choices) -> Tables:
+        return costs.macs_tables(self._analysis, choices)
+
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        return float(costs.macs(self._analysis, sizes))
+
+
+class ParamsGauge(Gauge):
+    """Number of parameters."""
+
+    def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
+        self.budget = budget
+        self._module, self._analysis = module, analysis
+        self.dense = float(count_params(module))
+        self.limit = budget.resolve(self.dense)
+
+    def tables(self, choices: Choices) -> Tables:
+        return costs.params_tables(self._module, self._analysis, choices)
+
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        return float(count_params(slim))
+
+
+class MemoryGauge(Gauge):
+    """Bytes of weights: parameters and buffers."""
+
+    def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
+        self.budget = budget
+        self._module, self._analysis = module, analysis
+        self.dense = float(weight_bytes(module))
+        self.limit = budget.resolve(self.dense)
+
+    def tables(self, choices: Choices) -> Tables:
+        return costs.memory_tables(self._module, self._analysis, choices)
+
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        return float(weight_bytes(slim))
+
+
+class MetricGauge(Gauge):
+    """Any function of the slim module. Its prediction is that it follows the MACs."""
+
+    lowest = 0.9
+
+    def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
+        self.budget = budget
+        self._analysis = analysis
+        self.dense = self._evaluate(module)
+        self.limit = budget.resolve(self.dense)
+
+    def tables(self, choices: Choices) -> Tables:
+        tables = costs.macs_tables(self._analysis, choices)
+        per_mac = self.dense / costs.macs(self._analysis)
+        scaled = {scope: table * per_mac for scope, table in tables.by_scope.items()}
+        return Tables(tables.domains, tables.constant * per_mac, scaled)
+
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        return self._evaluate(slim)
+
+    def _evaluate(self, module: fx.GraphModule) -> float:
+        assert callable(self.budget.resource)
+        try:
+            value = float(self.budget.resource(module))
+        except Exception as error:
+            raise InputError(
+                f"The budget function fails on a slim module: {type(error).__name__}: {error}",
+                f"budget {self.budget.name}",
+                "It is called with a torch.fx.GraphModule and returns a number",
+            ) from error
+        if not np.isfinite(value):
+            raise InputError(f"The budget function returns {value}", f"budget {self.budget.name}")
+        return value
+
+
+@dataclass(frozen=True)
+class Times:
+    """Latencies of the dense network and a slim one, measured in turn."""
+
+    dense: Measurement
+    slim: Measurement
+
+
+@dataclass
+class Stopwatch:
+    """Measures candidates beside the dense network, call by call in turn."""
+
+    backend: Backend
+    settings: Settings
+    inputs: tuple[Tensor, ...]
+    dense_engine: Engine
+    dense: Measurement
+    times: dict[fx.GraphModule, Times] = field(default_factory=dict)
+
+    @staticmethod
+    def start(
+        backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Any, ...]
+    ) -> Stopwatch:
+        """Compile and measure the dense network."""
+        engine = backend.compile(module, inputs, settings)
+        return Stopwatch(backend, settings, inputs, engine, measure(engine, inputs, NETWORK_TIMING))
+
+    def time(self, slim: fx.GraphModule) -> Times:
+        """Compile `slim` afresh and measure it together with the dense network."""
+        engine = self.backend.compile(slim, self.inputs, self.settings)
+        pairs = {"dense": (self.dense_engine, self.inputs), "slim": (engine, self.inputs)}
+        found = measure_interleaved(pairs, NETWORK_TIMING)
+        self.times[slim] = Times(found["dense"], found["slim"])
+        return self.times[slim]
+
+
+class LatencyGauge(Gauge):
+    """Seconds of one forward pass, as measured."""
+
+    aim = 0.985
+    lowest = 0.97
+
+    def __init__(
+        self, budget: Budget, watch: Stopwatch, build: Callable[[Choices], Tables]
+    ) -> None:
+        self.budget = budget
+        self.dense = watch.dense.seconds
+        self.limit = budget.resolve(self.dense)
+        self._watch = watch
+        self._build = build
+
+    def tables(self, choices: Choices) -> Tables:
+        return self._build(choices)
+
+    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+        found = self._watch.time(slim)
+        if self.budget.relative:
+            # Relative to the dense network as it ran beside the candidate, drift and all.
+            return found.slim.seconds / found.dense.seconds * self.dense
+        return found.slim.seconds
+
+
+def count_params(module: fx.GraphModule) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weight_bytes(module: fx.GraphModule) -> int:
+    """Bytes of parameters and buffers, tied ones once."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(module))

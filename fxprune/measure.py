@@ -1,0 +1,276 @@
+"""Latency with its spread: how every figure and every table entry is measured.
+
+Noise only ever adds time, so the estimate is the 10th percentile of repeated calls, and the spread
+is the half-width of its distribution-free 95 % confidence interval (order statistics, binomial
+ranks), relative to the estimate.  Calls are repeated until the spread is small enough; if time runs
+out first, the measurement says that it has not converged.
+
+Which clock is read matters more than any statistics.  With one thread the CPU time of the process
+is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
+where work is spread over threads.  On CUDA, events on the current stream are read.
+
+What is to be compared is measured together, one call of each in turn and in random order, so that
+slow drifts of the machine hit all alike (`measure_interleaved`, `ratio`).
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from fxprune.backends.base import Engine
+from fxprune.backends.devices import torch_threads
+from fxprune.errors import InputError, MeasurementError
+
+T = TypeVar("T")
+
+Clock = Literal["cpu", "wall", "cuda"]
+
+CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
+
+PROTOCOL = "p10/1"
+"""Version of the way of measuring; figures of different versions must not be mixed."""
+
+QUANTILE = 0.10
+CONFIDENCE = 0.95
+BOOTSTRAPS = 2000
+WARM_UP_CALLS = 3
+SHORTEST_SAMPLE = 200e-6
+"""Seconds: shorter calls are timed several at once, since reading a clock takes about 1 us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long to measure.
+
+    tolerance: the spread at which to stop (0.01 is 1 %).
+    min_samples: samples of each engine to take at least.
+    max_seconds: time after which to stop in any case, for each engine.
+    warm_up: seconds to run each engine before, and three calls at least.
+    clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
+    """
+
+    tolerance: float = 0.01
+    min_samples: int = 30
+    max_seconds: float = 10.0
+    warm_up: float = 0.05
+    clock: Clock | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A latency: `seconds` per call, and how well it is known.
+
+    spread: half-width of the 95 % confidence interval over `seconds`.
+    samples: seconds per call of every sample, in the order in which they were taken.
+    clock: what was read: CPU time of the process, wall-clock time, or CUDA events.
+    converged: whether the spread came down to what was asked for.
+    """
+
+    seconds: float
+    spread: float
+    samples: tuple[float, ...]
+    clock: Clock
+    converged: bool
+
+    @property
+    def median(self) -> float:
+        """Median seconds per call."""
+        return float(np.median(self.samples))
+
+    @property
+    def p90(self) -> float:
+        """90th percentile of the seconds per call."""
+        return float(np.quantile(self.samples, 0.9))
+
+    def require(self, tolerance: float) -> Measurement:
+        """This measurement; raises `MeasurementError` if its spread is wider than `tolerance`."""
+        if self.spread <= tolerance:
+            return self
+        raise MeasurementError(
+            f"the latency {self} spreads more than the {tolerance:.1%} allowed",
+            f"{len(self.samples)} samples, {self.clock} clock",
+            "measure longer, use one thread, or leave the machine to this process alone",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "seconds": self.seconds,
+            "spread": self.spread,
+            "samples": list(self.samples),
+            "clock": self.clock,
+            "converged": self.converged,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """From `to_json`."""
+        return cls(**{**data, "samples": tuple(data["samples"])})
+
+    def __str__(self) -> str:
+        note = "" if self.converged else " (not converged)"
+        figure = f"{self.seconds * 1e3:#.3g}".rstrip(".")
+        return f"{figure} ms ± {self.spread * 100:.1f} %{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of two latencies with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def measure(engine: Engine, inputs: Sequence[Tensor], timing: Timing | None = None) -> Measurement:
+    """The latency of one engine on these inputs."""
+    return measure_interleaved({"engine": (engine, inputs)}, timing)["engine"]
+
+
+def measure_interleaved(
+    engines: Mapping[str, tuple[Engine, Sequence[Tensor]]], timing: Timing | None = None
+) -> dict[str, Measurement]:
+    """The latencies of several engines, sampled in turn and in random order.
+
+    All get equally many samples, and sample i of one was taken next to sample i of the others.
+    Raises `InputError` if there are no engines or their clocks or thread counts differ.
+    """
+    timing = timing or Timing()
+    clock = _common("clocks", {_clock(e, inputs, timing) for e, inputs in engines.values()})
+    threads = _common("thread counts", {engine.settings.threads for engine, _ in engines.values()})
+    shuffled = random.Random(0)
+    with torch_threads(threads), _no_garbage_collection():
+        samplers = {
+            name: _sampler(engine.runner(*inputs), clock, timing.warm_up)
+            for name, (engine, inputs) in engines.items()
+        }
+        samples: dict[str, list[float]] = {name: [] for name in samplers}
+        stop = time.perf_counter() + timing.max_seconds * len(samplers)
+        converged = False
+        while not converged and time.perf_counter() < stop:
+            for name in shuffled.sample(list(samplers), len(samplers)):
+                samples[name].append(samplers[name]())
+            enough = all(len(taken) >= timing.min_samples for taken in samples.values())
+            converged = enough and max(map(_spread, samples.values())) <= timing.tolerance
+    return {
+        name: Measurement(
+            seconds=_estimate(taken),
+            spread=_spread(taken),
+            samples=tuple(taken),
+            clock=clock,
+            converged=converged,
+        )
+        for name, taken in samples.items()
+    }
+
+
+def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
+    """The ratio of two latencies that were measured interleaved: the median over paired samples.
+
+    The confidence interval is a bootstrap over the pairs.  Raises `InputError` if the two were
+    not measured together.
+    """
+    if len(numerator.samples) != len(denominator.samples):
+        raise InputError(
+            "the ratio of two latencies needs paired samples",
+            f"{len(numerator.samples)} and {len(denominator.samples)} samples",
+            "take both from one call of measure_interleaved",
+        )
+    pairs = np.array(numerator.samples) / np.array(denominator.samples)
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(BOOTSTRAPS, len(pairs)))
+    medians = np.median(pairs[drawn], axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(medians, [tail, 1 - tail])
+    return Ratio(float(np.median(pairs)), float(low), float(high))
+
+
+def _estimate(samples: Sequence[float]) -> float:
+    return float(np.quantile(samples, QUANTILE))
+
+
+def _spread(samples: Sequence[float]) -> float:
+    """Half-width of the confidence interval of the estimate, relative to it.
+
+    The number of samples below the true quantile is binomial, so two ranks enclose it whatever
+    the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
+    """
+    ordered, count = np.sort(samples), len(samples)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (int(binom.ppf(level, count, QUANTILE)) for level in (tail, 1 - tail))
+    width = ordered[min(high, count - 1)] - ordered[max(low - 1, 0)]
+    return float(width / 2 / _estimate(samples))
+
+
+def _sampler(run: Callable[[], object], clock: Clock, warm_up: float) -> Callable[[], float]:
+    """A callable that takes one sample: seconds per call of `run`, warmed up before."""
+    timed = _on_cuda if clock == "cuda" else partial(_on_cpu, CPU_CLOCKS[clock])
+    stop = time.perf_counter() + warm_up
+    fastest, calls = timed(run, 1), 1
+    while calls < WARM_UP_CALLS or time.perf_counter() < stop:
+        fastest, calls = min(fastest, timed(run, 1)), calls + 1
+    return partial(timed, run, ceil(SHORTEST_SAMPLE / fastest))
+
+
+def _on_cpu(read: Callable[[], int], run: Callable[[], object], calls: int) -> float:
+    start = read()
+    for _ in range(calls):
+        run()
+    return (read() - start) * 1e-9 / calls
+
+
+def _on_cuda(run: Callable[[], object], calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds * 1e-3 / calls
+
+
+def _clock(engine: Engine, inputs: Sequence[Tensor], timing: Timing) -> Clock:
+    if timing.clock != "auto":
+        return timing.clock
+    if any(tensor.is_cuda for tensor in inputs):
+        return "cuda"
+    return "cpu" if engine.settings.threads == 1 else "wall"
+
+
+def _common(what: str, values: set[T]) -> T:
+    if len(values) == 1:
+        return next(iter(values))
+    found = ", ".join(sorted(map(str, values))) or "nothing to measure"
+    raise InputError(
+        f"only engines of equal {what} can be compared: {found}",
+        "measure_interleaved",
+        "compile them with equal settings for one kind of device",
+    )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

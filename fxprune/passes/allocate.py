@@ -1,0 +1,121 @@
+"""Allocation: which widths are worth most within all budgets, with a certificate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fxprune.axes import Atom
+from fxprune.errors import InputError
+from fxprune.passes.allocation.ladders import Ladder
+from fxprune.passes.allocation.values import value_tables
+from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, factors
+from fxprune.passes.importance import Importance
+from fxprune.passes.infer import Analysis
+from fxprune.plan import Plan
+from fxprune.solver import Problem, Solution, solve
+
+CostTables = Callable[[Choices], Tables]
+
+# Costs are handed to the solver in whole parts of what the dense network uses.
+RESOLUTION = 10_000_000
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One answer of the solver.
+
+    Attributes:
+        sizes: how many positions of every group stay.
+        costs: what the tables say it costs, per budget.
+        solution: with its certificate.
+    """
+
+    sizes: Mapping[Atom, int]
+    costs: tuple[float, ...]
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """One allocation problem, which is solved for many limits while measurements correct it."""
+
+    choices: Choices
+    problem: Problem
+    costs: tuple[Tables, ...]
+    units: tuple[float, ...]
+
+    @staticmethod
+    def build(
+        analysis: Analysis,
+        ladders: Mapping[Atom, Ladder],
+        importance: Importance,
+        costs: Sequence[CostTables],
+    ) -> Allocator:
+        """Set the problem up; where concatenations entangle it too much, to first order."""
+        for kind in (Choices, SeparateChoices):
+            choices = kind(ladders)
+            value = value_tables(analysis, importance, choices)
+            tables = tuple(cost(choices) for cost in costs)
+            units = tuple(max(_dense(table), 1.0e-12) / RESOLUTION for table in tables)
+            found, fixed = factors(choices, value, tables, units)
+            roomy = (2 * RESOLUTION,) * len(costs)
+            problem = Problem(choices.choices(), found, roomy, fixed)
+            allocator = Allocator(choices, problem, tables, units)
+            try:
+                solve(problem)
+            except InputError:
+                continue
+            return allocator
+        raise InputError(
+            "The network's widths are too entangled to be allocated together",
+            fix="Keep some of its layers dense with ignore=",
+        )
+
+    def solve(self, limits: Sequence[float]) -> Allocation:
+        """The best widths with every cost within its limit, as the tables tell costs."""
+        budgets = tuple(
+            math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=True)
+        )
+        solution = solve(replace(self.problem, budgets=budgets))
+        return self._read(solution, solution.assignment)
+
+    def dense_costs(self) -> tuple[float, ...]:
+        """What the tables say of the dense network, per budget."""
+        return tuple(map(_dense, self.costs))
+
+    def smallest(self) -> Allocation:
+        """Every group at its smallest width."""
+        solution = solve(self.problem)
+        narrowest = {name: 0 for name in self.choices.domains}
+        return self._read(solution, narrowest)
+
+    def _read(self, solution: Solution, options: Mapping[str, int]) -> Allocation:
+        if not options:
+            return Allocation({}, (), solution)
+        sizes = {
+            atom: ladder.widths[options[ladder.group.name]]
+            for atom, ladder in self.choices.ladders.items()
+        }
+        costs = tuple(tables.at(options) for tables in self.costs)
+        return Allocation(sizes, costs, solution)
+
+
+def plan_of(
+    sizes: Mapping[Atom, int], analysis: Analysis, importance: Importance, meta: Mapping[str, object]
+) -> Plan:
+    """Keep the most important positions of every group."""
+    return Plan(
+        kept={
+            group.name: tuple(sorted(importance.order[group.atom][: sizes[group.atom]].tolist()))
+            for group in analysis.groups
+        },
+        sizes={group.name: group.size for group in analysis.groups},
+        meta=dict(meta),
+    )
+
+
+def _dense(tables: Tables) -> float:
+    """What the dense network costs: every choice at its last option."""
+    return tables.at({name: -1 for name in tables.domains})

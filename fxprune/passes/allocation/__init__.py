@@ -1,0 +1,1 @@
+"""From groups, importance and cost tables to a problem for the solver, and back to a plan."""

@@ -1,0 +1,94 @@
+"""What a choice of widths is worth: pairwise saliency of every layer as tables over the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes import Atom, Axis, Concat, atoms, kept_positions
+from fxprune.passes.allocation.widths import Choices, Tables, fits
+from fxprune.passes.importance import Importance
+from fxprune.passes.infer import Analysis
+
+Array = NDArray[np.float64]
+Levels = dict[Atom, NDArray[np.int64]]
+
+TOTAL = 100.0
+
+
+def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -> Tables:
+    """The worth of every combination of widths; the dense network is worth 100.
+
+    A layer whose channels are a concatenation of several groups would tie all of these to its other
+    side; half of the worth is counted on either side alone instead.
+    """
+    total = sum(float(s.sum()) for s in importance.weights.values())
+    tables = Tables(choices.domains)
+    for name, saliency in importance.weights.items():
+        rows, columns = analysis.tensors[name][:2]
+        share = saliency * (TOTAL / total) if total else saliency
+        if _is_wide(rows, choices) or _is_wide(columns, choices):
+            _add(tables, share.sum(axis=1, keepdims=True) / 2, (rows,), importance, choices)
+            _add(tables, share.sum(axis=0, keepdims=True).T / 2, (columns,), importance, choices)
+        else:
+            _add(tables, share, (rows, columns), importance, choices)
+    return tables
+
+
+def _is_wide(axis: Axis, choices: Choices) -> bool:
+    return isinstance(axis, Concat) and sum(a in choices.ladders for a in set(atoms(axis))) > 1
+
+
+def _add(
+    tables: Tables,
+    saliency: Array,
+    axes: Sequence[Axis],
+    importance: Importance,
+    choices: Choices,
+) -> None:
+    """Add the sum of `saliency` over the positions that stay, for every combination of widths."""
+    if len(axes) == 1 and isinstance(axes[0], Concat):
+        offset = 0
+        for part in axes[0].parts:
+            piece = saliency[offset : offset + part.size]
+            _add(tables, piece, (part,), importance, choices)
+            offset += part.size
+        return
+    live = [a for axis in axes for a in atoms(axis) if a in choices.ladders]
+    live = list(dict.fromkeys(live))
+    shape = [len(choices.ladders[a].widths) for a in live]
+    if not fits(shape):
+        if len(axes) == 2:
+            _add(tables, saliency.sum(axis=1, keepdims=True) / 2, axes[:1], importance, choices)
+            _add(tables, saliency.sum(axis=0, keepdims=True).T / 2, axes[1:], importance, choices)
+        return
+    per_axis = [_levels(axis, live, importance, choices) for axis in axes]
+    place = np.zeros(saliency.shape, dtype=np.int64)
+    for atom, options in zip(live, shape, strict=True):
+        level = per_axis[0][atom][:, None]
+        if len(axes) == 2:
+            level = np.maximum(level, per_axis[1][atom][None, :])
+        place = place * options + level
+    first_met = np.bincount(place.ravel(), saliency.ravel(), minlength=int(np.prod(shape)))
+    table: Array = first_met.reshape(shape).astype(np.float64)
+    for dim in range(len(shape)):
+        table = np.cumsum(table, axis=dim)
+    tables.add(tuple(choices.ladders[a].group.name for a in live), table)
+
+
+def _levels(axis: Axis, live: Sequence[Atom], importance: Importance, choices: Choices) -> Levels:
+    """For each position of `axis`, the first option of each choice at which it stays."""
+    levels: Levels = {}
+    for atom in live:
+        level = np.zeros(axis.size, dtype=np.int64)
+        if atom in set(atoms(axis)):
+            order = importance.order[atom]
+            for option, width in enumerate(choices.ladders[atom].widths[:-1]):
+                kept = kept_positions(axis, {atom: np.sort(order[:width])})
+                gone = np.ones(axis.size, dtype=bool)
+                gone[kept] = False
+                level[gone] = option + 1
+        levels[atom] = level
+    return levels

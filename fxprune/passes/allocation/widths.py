@@ -1,0 +1,225 @@
+"""Widths of axes as tables over the choices of the solver.
+
+The width of an axis is a number for each combination of the widths of its groups. `Tables` collects
+sums of such tables by the choices that they depend on, which become the factors of the problem.
+
+A concatenation of many groups would give a table with many dimensions. Its width is a choice of its
+own instead, tied to those of its parts by running sums, which networks with dense links share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes import Atom, Axis, Concat, Product, atoms, kept_size
+from fxprune.passes.allocation.ladders import Ladder
+from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# Tables over more choices than this are replaced by sums of main effects.
+MOST_CHOICES = 3
+LARGEST_TABLE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Width:
+    """The width of one axis as a function of the choices of `scope`."""
+
+    scope: tuple[str, ...]
+    dense: int
+    along: Mapping[str, IntArray]
+    """Width over the options of one choice, while all others are dense."""
+    grid: Callable[[], IntArray]
+    """Width over all combinations of options, one dimension per choice."""
+
+
+@dataclass
+class Choices:
+    """The choices of the problem: a width per group, and running sums of widths."""
+
+    ladders: Mapping[Atom, Ladder]
+    domains: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sums: list[SparseFactor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
+
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices, for the solver."""
+        return tuple(Choice(name, len(widths)) for name, widths in self.domains.items())
+
+    def live(self, axis: Axis) -> list[Ladder]:
+        """The ladders of the groups that `axis` is made of, each once."""
+        return [self.ladders[a] for a in dict.fromkeys(atoms(axis)) if a in self.ladders]
+
+    def is_free(self, axis: Axis) -> bool:
+        """Whether the width of `axis` may change."""
+        return any(len(ladder.widths) > 1 for ladder in self.live(axis))
+
+    def width(self, axis: Axis) -> Width:
+        """The width of `axis` over the choices that it depends on."""
+        live = self.live(axis)
+        linear = _linear(axis, self.ladders)
+        if len(live) > 1 and linear is not None:
+            return self._running_sum(*linear)
+        return self.direct(axis, live)
+
+    def direct(self, axis: Axis, live: Sequence[Ladder]) -> Width:
+        """The width of `axis` over its groups themselves."""
+
+        def grid() -> IntArray:
+            options = np.meshgrid(*(ladder.widths for ladder in live), indexing="ij")
+            sizes = np.empty([len(ladder.widths) for ladder in live], dtype=np.int64)
+            for place in np.ndindex(sizes.shape):
+                pairs = zip(live, options, strict=True)
+                at = {ladder.group.atom: int(option[place]) for ladder, option in pairs}
+                sizes[place] = kept_size(axis, at)
+            return sizes
+
+        along = {
+            ladder.group.name: np.array(
+                [kept_size(axis, {ladder.group.atom: width}) for width in ladder.widths]
+            )
+            for ladder in live
+        }
+        return Width(tuple(along), axis.size, along, grid)
+
+    def _running_sum(self, terms: Sequence[tuple[Atom, int]], constant: int) -> Width:
+        """`constant + sum of times * width`, built up one group after the other."""
+        name = ""
+        widths: tuple[int, ...] = (0,)
+        for atom, times in terms:
+            ladder = self.ladders[atom]
+            part = tuple(times * w for w in ladder.widths)
+            label = f"{times}*{ladder.group.name}" if times > 1 else ladder.group.name
+            joined = f"{name} + {label}" if name else label
+            total = tuple(sorted({a + b for a in widths for b in part}))
+            if joined not in self.domains:
+                self.domains[joined] = total
+                parts = [(ladder.group.name, part)]
+                if name:
+                    parts.insert(0, (name, widths))
+                self.sums.append(sum_factor(joined, parts, (joined, total), 0))
+            name, widths = joined, total
+        sizes = np.array(widths, dtype=np.int64) + constant
+        return Width((name,), int(sizes[-1]), {name: sizes}, lambda: sizes)
+
+
+class SeparateChoices(Choices):
+    """Without running sums: concatenations act on costs group by group, to first order.
+
+    For networks whose concatenations tie so many groups together that no exact answer is in reach.
+    """
+
+    def width(self, axis: Axis) -> Width:
+        """The width of `axis` over its groups themselves."""
+        return self.direct(axis, self.live(axis))
+
+
+def _linear(
+    axis: Axis, ladders: Mapping[Atom, Ladder]
+) -> tuple[list[tuple[Atom, int]], int] | None:
+    """`axis` as (groups with how often they occur, constant), if its width is such a sum."""
+    times: dict[Atom, int] = {}
+    constant = 0
+    for part in axis.parts if isinstance(axis, Concat) else (axis,):
+        live = [a for a in atoms(part) if a in ladders]
+        if not live:
+            constant += part.size
+        elif isinstance(part, Atom):
+            times[part] = times.get(part, 0) + 1
+        elif isinstance(part, Product) and len(live) == 1 and live[0] in part.factors:
+            times[live[0]] = times.get(live[0], 0) + part.size // live[0].size
+        else:
+            return None
+    return list(times.items()), constant
+
+
+@dataclass
+class Tables:
+    """Sums of tables, by the choices that they depend on."""
+
+    domains: Mapping[str, tuple[int, ...]]
+    constant: float = 0.0
+    by_scope: dict[tuple[str, ...], Array] = field(default_factory=dict)
+
+    def add(self, scope: Sequence[str], table: Array) -> None:
+        """Add a table with one dimension per choice of `scope`."""
+        if not scope:
+            self.constant += float(table)
+            return
+        order = sorted(range(len(scope)), key=lambda i: scope[i])
+        key = tuple(scope[i] for i in order)
+        table = np.transpose(table, order)
+        self.by_scope[key] = self.by_scope[key] + table if key in self.by_scope else table
+
+    def add_product(self, widths: Sequence[Width], scale: float) -> None:
+        """Add `scale` times the product of several widths."""
+        self.add_function(widths, lambda *sizes: scale * math.prod(sizes, start=np.array(1.0)))
+
+    def add_function(self, widths: Sequence[Width], function: Callable[..., Array]) -> None:
+        """Add `function(*sizes)`, evaluated on every combination of the choices involved."""
+        scope = tuple(dict.fromkeys(name for width in widths for name in width.scope))
+        shape = [len(self.domains[name]) for name in scope]
+        if not fits(shape):
+            self._add_main_effects(widths, scope, function)
+            return
+        sizes = [_spread(width, scope) for width in widths]
+        self.add(scope, np.broadcast_to(function(*sizes), shape).astype(np.float64))
+
+    def _add_main_effects(
+        self, widths: Sequence[Width], scope: Sequence[str], function: Callable[..., Array]
+    ) -> None:
+        """The dense value, and what each choice alone changes: exact to first order."""
+        dense = float(function(*(np.array(width.dense) for width in widths)))
+        self.constant += dense
+        for name in scope:
+            alone = [width.along.get(name, np.array(width.dense)) for width in widths]
+            self.add((name,), np.asarray(function(*alone), dtype=np.float64) - dense)
+
+    def at(self, options: Mapping[str, int]) -> float:
+        """The sum of all tables when every choice takes the given option."""
+        found = [float(t[tuple(options[name] for name in scope)]) for scope, t in self.by_scope.items()]
+        return math.fsum([self.constant, *found])
+
+
+def fits(shape: Sequence[int]) -> bool:
+    """Whether a table of `shape` is small enough to be written out."""
+    return len(shape) <= MOST_CHOICES and math.prod(shape) <= LARGEST_TABLE
+
+
+def _spread(width: Width, scope: Sequence[str]) -> IntArray:
+    """The grid of `width`, with a dimension (of size 1 if need be) for each choice of `scope`."""
+    order = sorted(range(len(width.scope)), key=lambda i: scope.index(width.scope[i]))
+    sizes = np.transpose(width.grid(), order)
+    shape = iter(sizes.shape)
+    return sizes.reshape([next(shape) if name in width.scope else 1 for name in scope])
+
+
+def factors(
+    choices: Choices, value: Tables, costs: Sequence[Tables], units: Sequence[float]
+) -> tuple[tuple[Factor | SparseFactor, ...], tuple[int, ...]]:
+    """The factors of a problem, and its fixed costs, in whole numbers of `units`, rounded up."""
+    scopes = dict.fromkeys(scope for tables in (value, *costs) for scope in tables.by_scope)
+    found: list[Factor | SparseFactor] = []
+    for scope in scopes:
+        shape = tuple(len(choices.domains[name]) for name in scope)
+        rounded = [
+            np.ceil(t.by_scope.get(scope, np.zeros(shape)) / unit).astype(np.int64)
+            for t, unit in zip(costs, units, strict=True)
+        ]
+        worth = value.by_scope.get(scope, np.zeros(shape))
+        found.append(Factor(" x ".join(scope), scope, np.stack(rounded), worth))
+    none = np.zeros((len(costs), 1), dtype=np.int64)
+    for tie in choices.sums:
+        cost = np.repeat(none, len(tie.value), axis=1)
+        found.append(SparseFactor(tie.name, tie.scope, tie.rows, cost, tie.value))
+    fixed = tuple(int(np.ceil(t.constant / u)) for t, u in zip(costs, units, strict=True))
+    return tuple(found), fixed

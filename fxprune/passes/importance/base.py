@@ -1,0 +1,59 @@
+"""What importance is: an order of the positions of every group, and a saliency for every weight.
+
+A weight counts only if both its input and its output channel stay (Jeong et al. 2022, "Optimal channel
+selection with discrete QCQP"), so what a layer is worth is pairwise: with `S` the saliency of its
+weight, summed over the kernel, keeping rows `A` and columns `B` is worth `S[A, B].sum()`. With the
+positions of each group in order of importance this is a two-dimensional prefix sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes import Atom, project
+from fxprune.passes.infer import Analysis
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the positions of a model are worth.
+
+    Attributes:
+        weights: weight name -> non-negative saliency of its first two dimensions, [rows, columns].
+        order: positions of every group, from most to least important.
+        scores: the number that each position was ordered by.
+    """
+
+    weights: Mapping[str, Array]
+    order: Mapping[Atom, NDArray[np.int64]]
+    scores: Mapping[Atom, Array]
+
+
+def coupled_scores(elements: Mapping[str, Array], analysis: Analysis) -> dict[Atom, Array]:
+    """Absolute sum, per position of every group, of the contributions of all coupled elements.
+
+    Args:
+        elements: parameter name -> signed contribution of each element, in the parameter's shape.
+    """
+    totals = {group.atom: np.zeros(group.size) for group in analysis.groups}
+    for name, values in elements.items():
+        for dim, axis in enumerate(analysis.tensors[name]):
+            others = tuple(d for d in range(values.ndim) if d != dim)
+            for atom, part in project(axis, values.sum(axis=others)).items():
+                if atom in totals:
+                    totals[atom] = totals[atom] + part
+    return {atom: np.abs(total) for atom, total in totals.items()}
+
+
+def by_score(weights: Mapping[str, Array], scores: Mapping[Atom, Array]) -> Importance:
+    """Positions by falling score; equal ones by index, so that plans are reproducible."""
+    order = {
+        atom: np.argsort(-score, kind="stable").astype(np.int64) for atom, score in scores.items()
+    }
+    return Importance(weights, order, scores)

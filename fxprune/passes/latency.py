@@ -1,0 +1,239 @@
+"""Latency as tables over the choices of widths, from kernels measured on the deployment backend.
+
+Every layer is a function of the widths it reads and writes (and of its groups). It is measured at a
+few aligned widths, in the backend's own kernel, and interpolated between; measurements are cached
+and shared between layers and models. What the layers leave of the measured whole network (additions,
+pooling, copies) is shared out by the size of the tensors concerned. Whoever uses the tables corrects
+them against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
+from torch import fx
+
+from fxprune.axes import Atom, Axis, kept_size
+from fxprune.backends.base import Backend
+from fxprune.backends.region import Region
+from fxprune.backends.settings import Settings
+from fxprune.cache import Cache, Key
+from fxprune.measure import PROTOCOL, Timing, measure
+from fxprune.passes.allocation.widths import Choices, Tables
+from fxprune.passes.constants import operation
+from fxprune.passes.infer import Analysis
+from fxprune.passes.layers import Layer
+
+Array = NDArray[np.float64]
+Step = Callable[[], None]
+
+# Shares of the dense width at which a kernel is measured, besides the smallest aligned one.
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
+FREE_OPERATIONS = frozenset(
+    {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
+     "expand", "size", "getattr", "getitem", "chunk", "split", "split_with_sizes", "detach",
+     "contiguous", "select", "slice", "dropout", "t", "unbind", "narrow"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """Seconds of one layer as a function of its widths.
+
+    `corners` are the measured widths along each coordinate: (inputs, outputs) without groups;
+    (groups, inputs of a group, outputs of a group) with them.
+    """
+
+    layer: Layer
+    corners: tuple[tuple[int, ...], ...]
+    seconds: Array
+
+    def __call__(self, width_in: Any, width_out: Any, inner: Any) -> Array:
+        """Seconds at the given widths (arrays that broadcast); `inner` as in `Layer`."""
+        coordinates = _coordinates(self.layer, width_in, width_out, inner)
+        places = np.broadcast_arrays(*coordinates)
+        live = [i for i, corner in enumerate(self.corners) if len(corner) > 1]
+        if not live:
+            return np.broadcast_to(self.seconds.reshape(()), places[0].shape)
+        grid = RegularGridInterpolator(
+            [np.array(self.corners[i], dtype=float) for i in live],
+            self.seconds.squeeze(tuple(set(range(len(self.corners))) - set(live))),
+            bounds_error=False,
+            fill_value=None,
+        )
+        found = grid(np.stack([places[i].astype(float) for i in live], axis=-1))
+        found = found.reshape(places[0].shape)
+        # Outside of what was measured a straight line may fall below zero; a kernel cannot.
+        return np.asarray(np.maximum(found, self.seconds.min() / 2), dtype=np.float64)
+
+    def at(self, sizes: Mapping[Atom, int]) -> float:
+        """Seconds when atoms have the given sizes."""
+        layer = self.layer
+        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
+        return float(self(*(np.array(width) for width in widths)))
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The latency of the whole network, seconds.
+
+    Attributes:
+        layers: each layer's own table.
+        rest: seconds of everything else in the dense network.
+        scale: what the sum of layers is multiplied with, where it exceeds the whole network.
+        tables: all of it over the choices.
+    """
+
+    layers: tuple[LayerLatency, ...]
+    rest: float
+    scale: float
+    tables: Tables
+
+    def by_layer(self, sizes: Mapping[Atom, int]) -> dict[str, float]:
+        """Seconds of each layer when atoms have the given sizes, by node name."""
+        return {t.layer.node: t.at(sizes) * self.scale for t in self.layers}
+
+
+def build_latency_model(
+    module: fx.GraphModule,
+    analysis: Analysis,
+    layers: Sequence[Layer],
+    choices: Choices,
+    tables: Sequence[LayerLatency],
+    dense_seconds: float,
+) -> LatencyModel:
+    """Add up the tables of all layers, so that the dense network takes `dense_seconds`."""
+    kernels = sum(table.at({}) for table in tables)
+    scale = min(1.0, dense_seconds / kernels) if kernels else 1.0
+    rest = max(dense_seconds - kernels, 0.0)
+    total = Tables(choices.domains)
+    for table in tables:
+        layer = table.layer
+        widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
+        total.add_function(widths, lambda *sizes, table=table: scale * table(*sizes))
+    others = _other_tensors(module, analysis, layers)
+    elements = sum(math.prod(axis.size for axis in axes) for axes in others)
+    if not elements:
+        total.constant += rest
+    for axes in others:
+        total.add_product([choices.width(axis) for axis in axes], rest / elements)
+    return LatencyModel(tuple(tables), rest, scale, total)
+
+
+def measure_layers(
+    layers: Sequence[Layer],
+    choices: Choices,
+    backend: Backend,
+    settings: Settings,
+    multiple_of: int,
+    cache: Cache,
+    step: Callable[[int, int], None] | None = None,
+) -> tuple[LayerLatency, ...]:
+    """Measure every layer at a few widths; what the cache knows is not measured again.
+
+    Args:
+        step: called with the number of kernels done and needed, for progress.
+    """
+    corners = {layer.node: _corners(layer, choices, multiple_of) for layer in layers}
+    needed: dict[str, Region] = {}
+    for layer in layers:
+        for region in _regions(layer, corners[layer.node]):
+            needed[region.signature()] = region
+    seconds = _measured(needed, backend, settings, cache, step)
+    found = []
+    for layer in layers:
+        grid = [seconds[r.signature()] for r in _regions(layer, corners[layer.node])]
+        shape = [len(corner) for corner in corners[layer.node]]
+        found.append(LayerLatency(layer, corners[layer.node], np.array(grid).reshape(shape)))
+    return tuple(found)
+
+
+def _measured(
+    needed: Mapping[str, Region],
+    backend: Backend,
+    settings: Settings,
+    cache: Cache,
+    step: Callable[[int, int], None] | None,
+) -> dict[str, float]:
+    keys = {
+        signature: Key(
+            backend.device(), backend.name, backend.version(), settings, signature, PROTOCOL
+        )
+        for signature in needed
+    }
+    seconds: dict[str, float] = {}
+    for done, (signature, region) in enumerate(needed.items()):
+        known = cache.get(keys[signature])
+        if known is None:
+            engine = backend.compile_region(region, settings)
+            found = measure(engine, region.inputs(), KERNEL_TIMING)
+            known = {"seconds": found.seconds, "spread": found.spread}
+            cache.put(keys[signature], known)
+        seconds[signature] = float(known["seconds"])
+        if step is not None:
+            step(done + 1, len(needed))
+    return seconds
+
+
+def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tuple[Any, ...]:
+    """What the kernel's latency is a function of."""
+    if layer.region.groups == 1:
+        return width_in, width_out
+    whole = width_out if layer.region.operator == "conv_transpose" else width_in
+    groups = whole // np.maximum(inner, 1)
+    return groups, width_in // groups, width_out // groups
+
+
+def _corners(layer: Layer, choices: Choices, multiple_of: int) -> tuple[tuple[int, ...], ...]:
+    region = layer.region
+    if region.groups == 1:
+        return (
+            _levels(layer.inputs, region.in_width, choices, multiple_of),
+            _levels(layer.outputs, region.out_width, choices, multiple_of),
+        )
+    depthwise = region.groups == region.in_width == region.out_width
+    within = (region.in_width // region.groups, region.out_width // region.groups)
+    free = choices.is_free(layer.inputs) or choices.is_free(layer.outputs)
+    if not free:
+        return ((region.groups,), *((width,) for width in within))
+    groups = _spaced(region.groups, multiple_of if depthwise else 1)
+    return (groups, *(_spaced(width, 1)[-2:] for width in within))
+
+
+def _levels(axis: Axis, size: int, choices: Choices, multiple_of: int) -> tuple[int, ...]:
+    return _spaced(size, multiple_of) if choices.is_free(axis) else (size,)
+
+
+def _spaced(size: int, multiple_of: int) -> tuple[int, ...]:
+    """Aligned widths from the smallest to `size`."""
+    aligned = {max(1, round(size * share / multiple_of)) * multiple_of for share in LEVELS}
+    return tuple(sorted({w for w in {*aligned, multiple_of} if w < size} | {size}))
+
+
+def _regions(layer: Layer, corners: Sequence[Sequence[int]]) -> list[Region]:
+    grids = np.meshgrid(*corners, indexing="ij")
+    places = zip(*(grid.ravel().tolist() for grid in grids), strict=True)
+    if layer.region.groups == 1:
+        return [layer.region.with_widths(a, b) for a, b in places]
+    return [layer.region.with_widths(g * i, g * o, g) for g, i, o in places]
+
+
+def _other_tensors(
+    module: fx.GraphModule, analysis: Analysis, layers: Sequence[Layer]
+) -> list[tuple[Axis, ...]]:
+    """Axes of every tensor that is computed outside of the layers."""
+    inside = {name for layer in layers for name in layer.fused}
+    others: list[tuple[Axis, ...]] = []
+    for node in module.graph.nodes:
+        if node.name in inside or node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        if (operation(node) or "").removesuffix("_") not in FREE_OPERATIONS:
+            others.extend(analysis.values[node.name])
+    return others

@@ -1,0 +1,76 @@
+"""The report of one optimisation, put together from what the passes found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+
+from fxprune.axes import Atom, kept_size
+from fxprune.budget import Budget
+from fxprune.closed_loop import Candidate
+from fxprune.gauges import Stopwatch, count_params, weight_bytes
+from fxprune.measure import Measurement
+from fxprune.passes import verify
+from fxprune.passes.allocation import costs
+from fxprune.passes.capture import Captured
+from fxprune.passes.frozen import frozen_places
+from fxprune.passes.infer import Analysis
+from fxprune.passes.latency import LatencyModel
+from fxprune.passes.layers import Layer
+from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Side, Verification
+
+
+def summarise(
+    captured: Captured,
+    analysis: Analysis,
+    layers: Sequence[Layer],
+    candidate: Candidate,
+    verification: verify.Verification,
+    watch: Stopwatch | None,
+    latency: LatencyModel | None,
+    budgets: Sequence[Budget],
+    meta: Mapping[str, object],
+) -> Report:
+    """Dense and slim side by side, layer by layer, with certificate and verification."""
+    sizes = candidate.allocation.sizes
+    solution = candidate.allocation.solution
+    times = watch.times.get(candidate.module) if watch is not None else None
+    return Report(
+        dense=_side(captured.module, costs.macs(analysis), times.dense if times else None),
+        slim=_side(candidate.module, costs.macs(analysis, sizes), times.slim if times else None),
+        layers=_rows(layers, sizes, latency),
+        budget=", ".join(budget.describe() for budget in budgets),
+        backend=str(meta.get("backend", "")),
+        frozen=tuple(
+            FrozenPlace(", ".join(place.members), place.reason) for place in frozen_places(analysis)
+        ),
+        certificate=Certificate(solution.value, solution.bound, solution.gap, solution.prices),
+        verification=Verification(
+            verification.max_error, verification.nodes, verification.worst_node
+        ),
+    )
+
+
+def _side(module: fx.GraphModule, macs: int, latency: Measurement | None) -> Side:
+    return Side(count_params(module), macs, weight_bytes(module), latency)
+
+
+def _rows(
+    layers: Sequence[Layer], sizes: Mapping[Atom, int], latency: LatencyModel | None
+) -> tuple[LayerRow, ...]:
+    dense, slim = ({}, {}) if latency is None else (latency.by_layer({}), latency.by_layer(sizes))
+    before, after = sum(dense.values()), sum(slim.values())
+    return tuple(
+        LayerRow(
+            name=layer.weight.removesuffix(".weight"),
+            kind=layer.kind,
+            dense_in=layer.inputs.size,
+            dense_out=layer.outputs.size,
+            slim_in=kept_size(layer.inputs, sizes),
+            slim_out=kept_size(layer.outputs, sizes),
+            dense_latency_share=dense[layer.node] / before if before else None,
+            slim_latency_share=slim[layer.node] / after if after else None,
+        )
+        for layer in layers
+    )

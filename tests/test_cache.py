@@ -1,0 +1,307 @@
+"""The cache on disk: it remembers, it is shared, and it never tells a wrong value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fxprune
+from fxprune.backends.settings import Settings
+from fxprune.cache import Cache, Key, default_path
+from fxprune.errors import CacheError
+
+KEY = Key(
+    device="some CPU",
+    backend="onnxruntime",
+    version="1.2.3",
+    settings=Settings(threads=2),
+    subject="conv2d in64 out64",
+    protocol="p10/1",
+)
+
+
+def keys(count: int) -> list[Key]:
+    return [dataclasses.replace(KEY, subject=f"region {index}") for index in range(count)]
+
+
+def value(index: int) -> dict[str, Any]:
+    return {"seconds": index * 1e-6, "samples": [index * 1e-6] * (index % 7)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "cache.sqlite"
+
+
+def filled(path: Path, count: int) -> list[Key]:
+    with Cache(path) as cache:
+        cache.put_many((key, value(index)) for index, key in enumerate(keys(count)))
+    return keys(count)
+
+
+def test_what_was_put_is_got_after_opening_again(path: Path) -> None:
+    with Cache(path) as cache:
+        cache.put(KEY, {"seconds": 0.1 + 0.2})
+    with Cache(path) as cache:
+        assert cache.get(KEY) == {"seconds": 0.1 + 0.2}
+
+
+def test_an_unknown_key_gives_none(path: Path) -> None:
+    with Cache(path) as cache:
+        assert cache.get(KEY) is None
+
+
+def test_every_field_of_the_key_and_of_the_settings_matters(path: Path) -> None:
+    others: dict[str, Any] = {
+        "threads": 1,
+        "precision": "bf16",
+        "channels_last": True,
+        "cuda_graphs": True,
+        "batch_range": (1, 4),
+    }
+    assert set(others) == {field.name for field in dataclasses.fields(Settings)}
+    changed = [
+        dataclasses.replace(KEY, settings=dataclasses.replace(KEY.settings, **{name: other}))
+        for name, other in others.items()
+    ]
+    texts: list[dict[str, Any]] = [
+        {name: "other"} for name in ("device", "backend", "version", "subject", "protocol")
+    ]
+    changed += [dataclasses.replace(KEY, **text) for text in texts]
+    with Cache(path) as cache:
+        cache.put(KEY, {"seconds": 1.0})
+        assert cache.get_many(changed) == [None] * 10
+
+
+def test_putting_again_replaces(path: Path) -> None:
+    with Cache(path) as cache:
+        cache.put(KEY, {"seconds": 1.0})
+        cache.put(KEY, {"seconds": 2.0})
+        assert cache.get(KEY) == {"seconds": 2.0}
+        assert len(cache) == 1
+
+
+def test_many_are_got_in_the_order_asked_for(path: Path) -> None:
+    known = filled(path, 20)
+    with Cache(path) as cache:
+        assert cache.get_many([known[7], KEY, known[3]]) == [value(7), None, value(3)]
+
+
+def test_a_value_that_is_not_finite_is_refused_and_nothing_of_its_batch_is_kept(path: Path) -> None:
+    first, second = keys(2)
+    with Cache(path) as cache:
+        with pytest.raises(CacheError, match="JSON"):
+            cache.put_many([(first, {"seconds": 1.0}), (second, {"seconds": float("nan")})])
+        assert len(cache) == 0
+
+
+def test_export_and_import_carry_all_measurements_to_another_file(path: Path) -> None:
+    known = filled(path, 50)
+    table = path.with_name("table.json")
+    with Cache(path) as cache:
+        assert cache.export(table) == 50
+    with Cache(path.with_name("other.sqlite")) as other:
+        assert other.import_(table) == 50
+        assert other.get_many(known) == [value(index) for index in range(50)]
+
+
+def test_import_leaves_out_an_entry_that_was_changed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = filled(path, 3)
+    table = path.with_name("table.json")
+    with Cache(path) as cache:
+        cache.export(table)
+    document = json.loads(table.read_text())
+    document["entries"][1]["value"]["seconds"] = 0.5
+    table.write_text(json.dumps(document))
+    with Cache(path.with_name("other.sqlite")) as other, caplog.at_level(logging.WARNING):
+        assert other.import_(table) == 2
+        assert other.get(known[1]) is None
+    assert "region 1" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "schema": "1"}', "\x00"])
+def test_import_refuses_what_was_not_exported(path: Path, text: str) -> None:
+    table = path.parent.parent / "table.json"
+    table.write_text(text)
+    with Cache(path) as cache, pytest.raises(CacheError, match=r"table\.json"):
+        cache.import_(table)
+
+
+def test_the_environment_says_where_the_file_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("FXPRUNE_CACHE", raising=False)
+    assert default_path() == tmp_path / "xdg" / "fxprune" / "measurements-1.sqlite"
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "own"))
+    assert default_path() == tmp_path / "own" / "measurements-1.sqlite"
+    with Cache() as cache:
+        assert cache.path == default_path()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="FXPRUNE_CACHE"):
+        Cache(tmp_path / "file" / "cache.sqlite")
+
+
+def test_a_damaged_row_is_named_dropped_and_can_be_put_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = filled(path, 5)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "UPDATE measurements SET value = '{\"seconds\":9.0}' WHERE key LIKE '%region 2%'"
+        )
+    connection.close()
+    with caplog.at_level(logging.WARNING), Cache(path) as cache:
+        assert cache.get_many(known) == [value(0), value(1), None, value(3), value(4)]
+        cache.put(known[2], value(2))
+        assert cache.get(known[2]) == value(2)
+    assert "region 2" in caplog.text
+
+
+def test_a_row_damaged_while_the_file_is_open_is_not_returned(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = filled(path, 3)
+    with Cache(path) as cache:
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE measurements SET value = '{}' WHERE key LIKE '%region 1%'")
+        connection.close()
+        assert cache.get_many(known) == [value(0), None, value(2)]
+    assert "region 1" in caplog.text
+
+
+def test_a_file_that_is_no_database_is_moved_aside_and_replaced(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"not a database at all" * 300)
+    with caplog.at_level(logging.WARNING), Cache(path) as cache:
+        cache.put(KEY, {"seconds": 1.0})
+    (aside,) = path.parent.glob("*.damaged-*")
+    assert aside.read_bytes().startswith(b"not a database")
+    assert aside.name in caplog.text
+    with Cache(path) as cache:
+        assert cache.get(KEY) == {"seconds": 1.0}
+
+
+def test_a_truncated_file_gives_no_wrong_value_and_can_be_used_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = filled(path, 100)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with caplog.at_level(logging.WARNING), Cache(path) as cache:
+        found = cache.get_many(known)
+        assert [index for index, got in enumerate(found) if got not in (value(index), None)] == []
+        cache.put(known[0], value(0))
+        assert cache.get(known[0]) == value(0)
+    assert "damaged" in caplog.text
+
+
+def test_no_flipped_byte_leads_to_a_wrong_value_or_goes_unnoticed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = filled(path, 60)
+    data = path.read_bytes()
+    rng = random.Random(0)
+    noticed = 0
+    for attempt in range(300):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+        copy = path.with_name(f"{attempt}.sqlite")
+        copy.write_bytes(flipped)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), Cache(copy) as cache:
+            found = cache.get_many(known)
+        wrong = [index for index, got in enumerate(found) if got not in (value(index), None)]
+        assert wrong == []
+        assert None not in found or caplog.records
+        noticed += bool(caplog.records)
+    # The others hit unused space in a page, and left every value right.
+    assert noticed > 150
+
+
+WRITERS = """
+import os, random, signal, sys, time, types
+from pathlib import Path
+
+# The store alone, without all of fxprune and torch: it starts a hundred times faster.
+package = types.ModuleType("fxprune")
+package.__path__ = [sys.argv[1]]
+sys.modules["fxprune"] = package
+from fxprune.store import Store
+
+path, rounds, writers, lifetime = Path(sys.argv[2]), *map(int, sys.argv[3:])
+
+def write(name, pipe):
+    store, count = Store(path), 0
+    while True:
+        key = f"{name}.{count}"
+        store.write({key: key * 20})
+        os.write(pipe, f"{key}\\n".encode())
+        count += 1
+
+rng, written = random.Random(0), set()
+for round in range(rounds):
+    children = []
+    for writer in range(writers):
+        out, into = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                write(f"{round}.{writer}", into)
+            finally:
+                os._exit(1)
+        os.close(into)
+        children.append((child, out))
+    time.sleep(rng.uniform(0, 2) * lifetime / 1000)
+    for child, out in children:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL, "a writer failed by itself"
+        with os.fdopen(out) as lines:
+            written.update(lines.read().split("\\n")[:-1])
+store = Store(path)
+found = dict(zip(sorted(written), store.read(sorted(written))))
+print(len(written), sum(found[key] != key * 20 for key in written))
+"""
+
+
+def killed_writers(path: Path, rounds: int, writers: int, lifetime_ms: int) -> tuple[int, int]:
+    """Numbers of acknowledged writes, and of those that were lost or are wrong."""
+    folder = str(Path(fxprune.__file__).parent)
+    numbers = map(str, (rounds, writers, lifetime_ms))
+    command = [sys.executable, "-c", WRITERS, folder, str(path), *numbers]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "damaged" not in process.stderr
+    written, wrong = process.stdout.split()
+    return int(written), int(wrong)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor SIGKILL")
+def test_killing_the_writer_twenty_times_loses_nothing_it_was_told_is_written(path: Path) -> None:
+    written, wrong = killed_writers(path, rounds=20, writers=1, lifetime_ms=40)
+    assert written > 20
+    assert wrong == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor SIGKILL")
+def test_eight_writers_at_once_lose_nothing(path: Path) -> None:
+    written, wrong = killed_writers(path, rounds=2, writers=8, lifetime_ms=400)
+    assert written > 50
+    assert wrong == 0
