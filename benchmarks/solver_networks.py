@@ -181,20 +181,22 @@ def latency(layer: Layer, inputs: IntArray, outputs: IntArray, batch: int = 128)
 
 
 def importance(layer: Layer, inputs: IntArray, outputs: IntArray, seed: int) -> FloatArray:
-    """What keeping the best `inputs[i]` and `outputs[j]` channels is worth, [i, j]."""
+    """What keeping the best `inputs[i]` and `outputs[j]` channels is worth, [i, j].
+
+    Sums of squared weights, so gamma distributed, drawn per cell between two rungs of the ladders.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(layer.name.encode())])
     scale = float(rng.lognormal(0.0, 0.7))
-    if layer.depthwise:
-        column = -np.sort(-rng.lognormal(0.0, 0.8, layer.outputs))
-        return np.asarray(scale * np.cumsum(column)[outputs - 1])
     sides = [-np.sort(-rng.lognormal(0.0, 0.8, n)) for n in (layer.inputs, layer.outputs)]
-    saliency = np.outer(*sides) * rng.gamma(layer.kernel**2 / 2, 2.0, (layer.inputs, layer.outputs))
-    saliency *= scale / (layer.inputs * layer.kernel**2)
-    # Sums per cell of the ladders first: cumulating every channel takes longer than solving.
-    for axis, ladder in enumerate((inputs, outputs)):
-        edges = np.concatenate([[0], ladder[:-1]])
-        saliency = np.add.reduceat(saliency, edges, axis=axis).cumsum(axis=axis)
-    return saliency
+    edges = [np.concatenate([[0], rungs[:-1]]) for rungs in (inputs, outputs)]
+    if layer.depthwise:
+        return np.asarray(scale * np.cumsum(np.add.reduceat(sides[1], edges[1])))
+    weights = np.multiply.outer(np.diff(inputs, prepend=0), np.diff(outputs, prepend=0))
+    weights = weights * layer.kernel**2
+    noise = rng.gamma(weights / 2, 2.0) / weights
+    cells = np.multiply.outer(*(np.add.reduceat(s, e) for s, e in zip(sides, edges, strict=True)))
+    cells *= noise * scale / layer.inputs
+    return np.asarray(cells.cumsum(axis=0).cumsum(axis=1))
 
 
 def ladder(width: int, coarse: bool) -> IntArray:
@@ -202,9 +204,14 @@ def ladder(width: int, coarse: bool) -> IntArray:
     fine = np.arange(STEP, width + 1, STEP)
     if width % STEP:
         fine = np.append(fine, width)
-    if not coarse or len(fine) <= COARSE:
-        return fine.astype(np.int64)
-    return fine[np.linspace(0, len(fine) - 1, COARSE + 1).round().astype(int)[1:]].astype(np.int64)
+    return (fine[rungs(len(fine))] if coarse else fine).astype(np.int64)
+
+
+def rungs(count: int) -> IntArray:
+    """The options that a coarse ladder keeps of `count`."""
+    if count <= COARSE:
+        return np.arange(count)
+    return np.linspace(0, count - 1, COARSE + 1).round().astype(np.int64)[1:]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import fxprune
 from examples import digits
+from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report
 
@@ -43,27 +44,24 @@ def main() -> None:
         slim = fxprune.optimize(
             model, BUDGET, (image,), data=train, loss=F.cross_entropy, backend="onnxruntime"
         )
-    slimmed_accuracy = evaluate(slim, test)
+    accuracies = {"slimmed": evaluate(slim, test)}
 
     with step("3/3  Fine-tuning the slim network, with the dense one as its teacher"):
+        recalibrate(slim, train)
+        accuracies["recalibrated"] = evaluate(slim, test)
         fxprune.finetune(slim, train, teacher=model, epochs=4, lr=0.02, weight_decay=5e-4)
-    tuned_accuracy = evaluate(slim, test)
+    accuracies["fine-tuned"] = evaluate(slim, test)
 
     report = fxprune.report(slim)
-    rows = compare(report, dense_accuracy, slimmed_accuracy, tuned_accuracy)
+    rows = [*report.rows(), *(compare(k, dense_accuracy, a) for k, a in accuracies.items())]
     show(rows, f"Dense and slim on {len(test.labels)} test images; {report.backend}")
     write(slim, report, rows)
 
 
-def compare(
-    report: Report, dense: float, slimmed: float, tuned: float
-) -> list[tuple[str, str, str, str]]:
-    """(quantity, dense, slim, slim / dense): the report's figures and the three accuracies."""
-    return [
-        *report.rows(),
-        ("accuracy, slimmed", percent(dense), percent(slimmed), points(slimmed, dense)),
-        ("accuracy, fine-tuned", percent(dense), percent(tuned), points(tuned, dense)),
-    ]
+def compare(stage: str, dense: float, slim: float) -> tuple[str, str, str, str]:
+    """One row of the table: accuracy before, and at some stage after slimming."""
+    change = f"{100 * (slim - dense):+.1f} points"
+    return f"accuracy, {stage}", f"{100 * dense:.1f} %", f"{100 * slim:.1f} %", change
 
 
 def show(rows: list[tuple[str, str, str, str]], title: str) -> None:
@@ -96,14 +94,6 @@ def step(title: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     console.print(f"{time.perf_counter() - start:.0f} s")
-
-
-def percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.1f} %"
-
-
-def points(after: float, before: float) -> str:
-    return f"{100 * (after - before):+.1f} points"
 
 
 if __name__ == "__main__":

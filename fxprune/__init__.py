@@ -2,7 +2,9 @@
 
 __version__ = "0.1.0"
 
+from fxprune.analyze import analyze
 from fxprune.budget import Budget
+from fxprune.deploy import benchmark, compile
 from fxprune.errors import (
     BackendError,
     BackendUnavailable,
@@ -15,10 +17,6 @@ from fxprune.errors import (
     PlanMismatch,
     VerificationError,
 )
-
-
-from fxprune.analyze import analyze
-from fxprune.deploy import benchmark, compile
 from fxprune.optimize import apply, optimize
 from fxprune.passes.recover import finetune
 from fxprune.plan import Plan

@@ -9,6 +9,7 @@ from itertools import combinations
 import networkx as nx
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from fxprune.passes.capture import ExampleInputs, capture
@@ -38,17 +39,18 @@ class ModelAnalysis:
     graph: nx.Graph
 
     def __rich__(self) -> Group:
-        groups = Table(title=f"{len(self.groups)} groups hold {self.prunable:.1%} of the parameters")
+        groups = Table(title=f"{len(self.groups)} groups in {self.prunable:.1%} of the parameters")
         groups.add_column("group", overflow="fold")
         groups.add_column("size", justify="right")
         groups.add_column("shrinks with it", overflow="fold")
         for group in self.groups:
-            groups.add_row(group.name, str(group.size), _listed([str(m) for m in group.members]))
+            members = _listed([str(member) for member in group.members])
+            groups.add_row(Text(group.name), str(group.size), Text(members))
         frozen = Table(title="What stays dense")
         frozen.add_column("reason", overflow="fold")
         frozen.add_column("where", overflow="fold")
         for place in self.frozen:
-            frozen.add_row(place.reason, _listed(list(place.members)))
+            frozen.add_row(Text(place.reason), Text(_listed(list(place.members))))
         return Group(groups, frozen)
 
     def __str__(self) -> str:

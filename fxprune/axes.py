@@ -12,7 +12,7 @@ concatenations to common boundaries. Where no refinement exists both sides are f
 always sound.
 
 Terms are kept in a normal form: size-1 axes are `ONE`, products and concatenations are flat, and a
-product whose first factor is a concatenation is distributed, `(a + b) * c = a*c + b*c`, which
+factor that is a concatenation is distributed over those after it, `(a + b) * c = a*c + b*c`, which
 row-major order allows.
 """
 
@@ -97,10 +97,13 @@ def product(factors: Iterable[Axis]) -> Axis:
         return NONE
     if len(flat) == 1:
         return flat[0]
-    if flat and isinstance(flat[0], Concat):
-        rest = flat[1:]
-        return concat(product((part, *rest)) for part in flat[0].parts)
-    return Product(tuple(flat)) if flat else ONE
+    pieces = next((i for i, factor in enumerate(flat) if isinstance(factor, Concat)), len(flat))
+    if pieces == len(flat):
+        return Product(tuple(flat)) if flat else ONE
+    head, split, tail = flat[:pieces], flat[pieces], flat[pieces + 1 :]
+    if tail and isinstance(split, Concat):
+        return product((*head, concat(product((part, *tail)) for part in split.parts)))
+    return Product((*head, split))
 
 
 def concat(parts: Iterable[Axis]) -> Axis:

@@ -47,6 +47,11 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in tensors), torch.device("cpu"))
 
 
+def cuda_devices(module: nn.Module) -> list[int]:
+    """The CUDA devices that the module's parameters lie on, as `torch.random.fork_rng` asks."""
+    return sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+
+
 def length(data: Data) -> int | None:
     """How many batches there are, if the data knows: a loader over a stream does not."""
     try:

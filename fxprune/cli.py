@@ -17,6 +17,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, InputError
@@ -59,7 +60,8 @@ def backends() -> None:
     for heading in ("backend", "available", "version, or how to get it"):
         table.add_column(heading, overflow="fold")
     for row in available():
-        table.add_row(row.name, "no" if row.reason else "yes", row.reason or row.version or "")
+        note = Text(row.reason or row.version or "")
+        table.add_row(row.name, "no" if row.reason else "yes", note)
     Console().print(table)
 
 
@@ -103,23 +105,25 @@ def optimize(
     write_text(out / "report.md", report.to_markdown())
     report.plot(out / "layers.png")
     report.print()
-    Console().print(f"Written to {out}")
+    Console().print(f"Written to {out}", markup=False)
 
 
 @table_app.command("export")
 def export_table(path: Path) -> None:
     """Write all latencies measured on this machine into a file."""
-    from fxprune import cache
+    from fxprune.cache import Cache
 
-    Console().print(f"{cache.export(path)} latencies written to {path}")
+    with Cache() as cache:
+        Console().print(f"{cache.export(path)} latencies written to {path}", markup=False)
 
 
 @table_app.command("import")
 def import_table(path: Path) -> None:
     """Add the latencies in a file to those known on this machine."""
-    from fxprune import cache
+    from fxprune.cache import Cache
 
-    Console().print(f"{cache.import_(path)} latencies read from {path}")
+    with Cache() as cache:
+        Console().print(f"{cache.import_(path)} latencies read from {path}", markup=False)
 
 
 def build(spec: str, weights: Path | None = None) -> nn.Module:
@@ -136,7 +140,7 @@ def build(spec: str, weights: Path | None = None) -> nn.Module:
         )
     model = _torchvision_model(name) if source == "torchvision" else _own_model(source, name)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{spec!r} gave a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"{spec!r} gave {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
         _load_weights(model, weights)
     return model.eval()

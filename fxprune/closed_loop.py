@@ -2,8 +2,8 @@
 
 Tables tell costs up to a correction that depends on the whole network. What was measured so far
 corrects it: between measured candidates (and the dense network) the true cost is taken to be a
-straight line over the table's cost, and the solver is asked for that table cost which should come out
-just under the limit. Solving takes milliseconds; measuring is what costs.
+straight line over the table's cost, and the solver is asked for that table cost which should come
+out just under the limit. Solving takes milliseconds; measuring is what costs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass
 class _Correction:
-    """Pairs of (cost by the tables, actual cost) for one budget; their line gives the next guess."""
+    """Pairs of (cost by the tables, actual cost) for one budget, and the line through them."""
 
     points: list[tuple[float, float]] = field(default_factory=list)
 

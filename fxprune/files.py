@@ -24,10 +24,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise _unwritable(target, error.strerror or str(error)) from error
     try:
         yield temporary
+        temporary.chmod(mode)  # writers that make the file anew may leave it private
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

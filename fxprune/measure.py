@@ -1,9 +1,9 @@
 """Latency with its spread: how every figure and every table entry is measured.
 
 Noise only ever adds time, so the estimate is the 10th percentile of repeated calls, and the spread
-is the half-width of its distribution-free 95 % confidence interval (order statistics, binomial
-ranks), relative to the estimate.  Calls are repeated until the spread is small enough; if time runs
-out first, the measurement says that it has not converged.
+is how far its distribution-free 95 % confidence interval reaches from it (order statistics), as a
+share of it.  Calls are repeated until the spread is small enough; if time runs out first, the
+measurement says that it has not converged.
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
@@ -21,14 +21,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import ceil
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import binom
+from scipy.special import bdtr
 from torch import Tensor
 
 from fxprune.backends.base import Engine
@@ -74,7 +74,7 @@ class Timing:
 class Measurement:
     """A latency: `seconds` per call, and how well it is known.
 
-    spread: half-width of the 95 % confidence interval over `seconds`.
+    spread: how far the 95 % confidence interval reaches from `seconds`, as a share of it.
     samples: seconds per call of every sample, in the order in which they were taken.
     clock: what was read: CPU time of the process, wall-clock time, or CUDA events.
     converged: whether the spread came down to what was asked for.
@@ -206,16 +206,23 @@ def _estimate(samples: Sequence[float]) -> float:
 
 
 def _spread(samples: Sequence[float]) -> float:
-    """Half-width of the confidence interval of the estimate, relative to it.
+    """How far the confidence interval reaches from the estimate, relative to it.
 
     The number of samples below the true quantile is binomial, so two ranks enclose it whatever
     the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
     """
-    ordered, count = np.sort(samples), len(samples)
+    ordered, estimate = np.sort(samples), _estimate(samples)
+    low, high = _ranks(len(samples))
+    return float(max(estimate - ordered[low], ordered[high] - estimate) / estimate)
+
+
+@cache
+def _ranks(count: int) -> tuple[int, int]:
+    """Places in the ordered samples between which the true quantile lies."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = (int(binom.ppf(level, count, QUANTILE)) for level in (tail, 1 - tail))
-    width = ordered[min(high, count - 1)] - ordered[max(low - 1, 0)]
-    return float(width / 2 / _estimate(samples))
+    cumulative = bdtr(np.arange(count + 1), count, QUANTILE)
+    low, high = (int(rank) for rank in np.searchsorted(cumulative, [tail, 1 - tail]))
+    return max(low - 1, 0), min(high, count - 1)
 
 
 def _sampler(run: Callable[[], object], clock: Clock, warm_up: float) -> Callable[[], float]:

@@ -19,7 +19,7 @@ from fxprune.backends import Backend, Settings, get_backend
 from fxprune.batches import Data
 from fxprune.budget import Budget, BudgetLike, parse
 from fxprune.cache import Cache
-from fxprune.closed_loop import Candidate, close_the_loop
+from fxprune.closed_loop import close_the_loop
 from fxprune.errors import InputError
 from fxprune.gauges import (
     Gauge,
@@ -39,7 +39,7 @@ from fxprune.passes.infer import Analysis, infer
 from fxprune.passes.latency import LatencyModel, build_latency_model, measure_layers
 from fxprune.passes.layers import Layer, find_layers
 from fxprune.passes.slim import slim as slim_by_plan
-from fxprune.passes.verify import Verification, verify
+from fxprune.passes.verify import verify
 from fxprune.plan import Plan
 from fxprune.progress import Tell, shown
 from fxprune.report import META
@@ -134,9 +134,7 @@ def optimize(
     return candidate.module
 
 
-def apply(
-    model: nn.Module, plan: Plan, example_inputs: ExampleInputs
-) -> fx.GraphModule:
+def apply(model: nn.Module, plan: Plan, example_inputs: ExampleInputs) -> fx.GraphModule:
     """Replay `plan` on a model of the same architecture, whatever its weights; verified.
 
     Raises:
@@ -284,10 +282,7 @@ def _meta(
         "python": platform.python_version(),
     }
     if backend is not None:
-        meta["backend"] = f"{backend.name} {backend.version()}"
+        meta["backend"] = backend.version()
         meta["device"] = backend.device()
         meta["settings"] = settings.to_json()
     return meta
-
-
-__all__ = ["Candidate", "Verification", "apply", "optimize"]

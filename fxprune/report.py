@@ -149,12 +149,15 @@ class Report:
         for heading in ("in", "out", "latency share"):
             table.add_column(heading, justify="right")
         for layer in self.layers:
-            table.add_row(*_layer_cells(layer))
+            # A name may hold brackets, which rich would take for markup in a plain string.
+            table.add_row(*map(Text, _layer_cells(layer)))
         return table
 
     def facts(self) -> tuple[str, ...]:
         """One sentence each: budget, backend, certificate, verification, frozen places."""
-        lines = [f"Budget: {self.budget}.", f"Backend: {self.backend}."]
+        lines = [f"Budget: {self.budget}."]
+        if self.backend:  # only latency needs one
+            lines.append(f"Backend: {self.backend}.")
         if (certificate := self.certificate) is not None:
             lines.append(
                 f"Certificate: value {certificate.value:.6g}, no choice is worth more than "

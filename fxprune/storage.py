@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from fxprune import plain
 from fxprune.errors import InputError, PlanMismatch
 from fxprune.files import atomic_path
+from fxprune.passes.capture import ExampleInputs
 from fxprune.plan import Plan
 from fxprune.report import META, Report
 
@@ -85,7 +86,7 @@ def save(slim: fx.GraphModule, path: str | Path) -> None:
         save_file(state, temporary, metadata={_HEADER: f"{_checksum(text, state)}\n{text}"})
 
 
-def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
+def load(path: str | Path, model: nn.Module, example_inputs: ExampleInputs) -> fx.GraphModule:
     """The slim module that was saved: `model` slimmed by the stored plan, with stored weights.
 
     Args:
@@ -98,7 +99,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> fx.G
         InputError: the file is missing, damaged, or not of fxprune.
         PlanMismatch: the file is sound, but was made from another architecture.
     """
-    from fxprune.optimize import apply  # the pipeline need not be there for reading a file
+    from fxprune.optimize import apply  # reading a file needs no pipeline
 
     artifact = read(path)
     slim = apply(model, artifact.plan, example_inputs)

@@ -11,14 +11,20 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
+import fxprune
 from fxprune import cli
 from fxprune.errors import InputError
+from fxprune.plan import Plan
+from fxprune.report import Report
 
 FACTORY = """
 from torch import nn
 
 def build():
     return nn.Linear(3, 2)
+
+def two():
+    return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
 
 ready = nn.ReLU()
 
@@ -91,7 +97,7 @@ def test_weights_of_another_model_are_refused(own_models, tmp_path):
         ("torchvision:resnet19", "torchvision has no model 'resnet19'"),
         ("no_such_package:build", "cannot be imported"),
         ("own_models:absent", "has no 'absent'"),
-        ("own_models:number", "gave a int, not a torch.nn.Module"),
+        ("own_models:number", "gave int, not a torch.nn.Module"),
     ],
 )
 def test_a_specification_that_names_nothing_is_refused(own_models, spec, message):
@@ -109,6 +115,50 @@ def test_example_inputs_have_the_shapes_asked_for_and_repeat():
 def test_a_shape_that_does_not_parse_is_refused(shape):
     with pytest.raises(InputError, match="does not parse"):
         cli.examples([shape])
+
+
+def test_analyze_shows_groups_and_what_stays_dense(own_models):
+    result = CliRunner().invoke(cli.app, ["analyze", "own_models:two", "--input", "1x3"])
+    assert result.exit_code == 0
+    assert "0.weight[0]" in result.output
+    assert "output" in result.output
+
+
+def test_optimize_writes_the_slim_network_and_all_about_it(own_models, monkeypatch, tmp_path):
+    out = tmp_path / "made" / "slim"
+    code = run_main(
+        monkeypatch,
+        *("optimize", "own_models:two", "--input", "1x3"),
+        *("--budget", "60% params", "--budget", "90% MACs", "--out", str(out)),
+    )
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("layers.png", "plan.json", "report.json", "report.md", "slim.safetensors"),
+    ]
+    report = Report.from_json((out / "report.json").read_bytes())
+    assert report.slim.params <= 0.6 * report.dense.params
+    assert report.slim.macs <= 0.9 * report.dense.macs
+    plan = Plan.from_json((out / "plan.json").read_bytes())
+    slim = fxprune.load(out / "slim.safetensors", cli.build("own_models:two"), torch.rand(1, 3))
+    assert slim.meta["fxprune"]["plan"] == plan
+    assert slim(torch.rand(4, 3)).shape == (4, 2)
+
+
+def test_the_latency_table_goes_to_another_machine_and_back(tmp_path, monkeypatch, capsys):
+    exported = tmp_path / "latencies.json"
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "here"))
+    assert run_main(monkeypatch, "table", "export", str(exported)) == 0
+    assert "0 latencies written" in capsys.readouterr().out
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "there"))
+    assert run_main(monkeypatch, "table", "import", str(exported)) == 0
+    assert "0 latencies read" in capsys.readouterr().out
+
+
+def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "here"))
+    (tmp_path / "table.json").write_text("no table")
+    assert run_main(monkeypatch, "table", "import", str(tmp_path / "table.json")) == 2
+    assert capsys.readouterr().err.startswith("fxprune: ")
 
 
 def test_an_error_of_ours_is_one_line_and_exit_code_2(monkeypatch, capsys):

@@ -94,6 +94,13 @@ def test_printing_shows_figures_layers_and_facts():
         assert part in text, part
 
 
+def test_brackets_in_names_are_shown_as_they_are():
+    row = dataclasses.replace(LAYERS[0], name="block[red]")
+    text = str(dataclasses.replace(FULL, layers=(row,), frozen=(FrozenPlace("a[b]", "[i]"),)))
+    assert "block[red]" in text
+    assert "Frozen: a[b]: [i]." in text
+
+
 def test_print_goes_to_the_console_given():
     console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
     FULL.print(console)

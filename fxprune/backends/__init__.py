@@ -9,18 +9,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
 from fxprune.errors import InputError
 
-__all__ = ["Backend", "Engine", "Region", "Settings", "available", "get_backend"]
+__all__ = ["Availability", "Backend", "Engine", "Region", "Settings", "available", "get_backend"]
 
-AUTO_ORDER = {
-    "cpu": ("onnxruntime", "openvino", "inductor", "eager"),
-    "cuda": ("torch_tensorrt", "tensorrt", "inductor", "eager"),
-}
+AUTO_ORDER = MappingProxyType(
+    {
+        "cpu": ("onnxruntime", "openvino", "inductor", "eager"),
+        "cuda": ("torch_tensorrt", "tensorrt", "inductor", "eager"),
+    }
+)
 """What "auto" tries, by the type of device that the model lies on."""
 
 

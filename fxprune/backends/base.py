@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fxprune.backends.devices import cpu_name, cuda_name
+from fxprune.backends.devices import cpu_name, cuda_graph, cuda_name
 from fxprune.backends.modules import deployable
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
@@ -55,13 +55,16 @@ class Engine(ABC):
         """Raise `InputError` if the inputs do not fit what the engine was compiled for."""
         self.signature.check(inputs, where=f"engine of backend {self.name!r}")
 
-    def runner(self, *inputs: Tensor) -> Callable[[], object]:
-        """One inference on these inputs as a callable with as little around it as can be.
-
-        This is what gets timed: it may bind buffers ahead and need not return the outputs.
-        """
-        self.check(inputs)
+    def bind(self, *inputs: Tensor) -> Callable[[], object]:
+        """`run` on these inputs with as little around it as can be; the outputs may be dropped."""
         return partial(self.run, *inputs)
+
+    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+        """One inference on these inputs as a callable: what gets timed.  Raises as `check`."""
+        self.check(inputs)
+        bound = self.bind(*inputs)
+        on_cuda = any(tensor.is_cuda for tensor in inputs)
+        return cuda_graph(bound) if self.settings.cuda_graphs and on_cuda else bound
 
 
 class Backend(ABC):
@@ -117,10 +120,27 @@ class Backend(ABC):
             "compile the model", lambda: self.build(copy, example_inputs, settings, signature)
         )
 
-    def compile_region(self, region: Region, settings: Settings | None = None) -> Engine:
-        """Compile one region by itself, as latency tables need it; run it on `region.inputs()`."""
-        module, inputs = region.as_module()
+    def compile_region(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> Engine:
+        """Compile one region by itself, as latency tables need it.
+
+        Run it on `region.inputs(device)`.
+        """
+        module, inputs = region.as_module(device)
         return self.compile(module, inputs, settings)
+
+    def region_seconds(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> float | None:
+        """Seconds that a region takes inside a network, where the backend can tell.
+
+        That is without the changes of layout at its borders, which a network mostly spares and
+        which can cost more than a small region itself.  Where this is None, measure the engine of
+        `compile_region`.  Version of the procedure: `profiles.PROTOCOL`.
+        """
+        del region, settings, device
+        return None
 
     def load(self, path: str | Path) -> Engine:
         """Load a saved engine; raises `InputError` if there is no such file."""

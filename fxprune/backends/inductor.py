@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fxprune.backends import exporting
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.devices import torch_threads
 from fxprune.backends.modules import adapted
-from fxprune.backends.scopes import batch_shapes, positional
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import InputError
@@ -71,18 +71,15 @@ class InductorBackend(Backend):
         settings: Settings,
         signature: Signature,
     ) -> Engine:
-        inputs, shapes = batch_shapes(inputs, signature)
         manifest = {"settings": settings.to_json(), "signature": signature.to_json()}
         options = {"freezing": True, "aot_inductor.metadata": {_MANIFEST: json.dumps(manifest)}}
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             # The compiler warns about its own internals, which no caller of ours can act upon.
             warnings.simplefilter("ignore")
             path = str(Path(folder, "model.pt2"))
-            exported = torch.export.export(
-                positional(adapted(module, settings)), inputs, dynamic_shapes=shapes, strict=False
-            )
+            program = exporting.export(adapted(module, settings), inputs, signature)
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=path, inductor_configs=options
+                program, package_path=path, inductor_configs=options
             )
             loaded = torch._inductor.aoti_load_package(path)
             package = Path(path).read_bytes()

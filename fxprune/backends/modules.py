@@ -85,10 +85,10 @@ def adapted(module: nn.Module, settings: Settings) -> nn.Module:
         )
     if settings.precision == "fp32" and not settings.channels_last:
         return module
-    return _Adapter(module, settings)
+    return Adapter(module, settings)
 
 
-class _Adapter(nn.Module):
+class Adapter(nn.Module):
     """Compute in another dtype or layout; outputs get the dtype of the first floating input."""
 
     def __init__(self, module: nn.Module, settings: Settings) -> None:
@@ -97,6 +97,7 @@ class _Adapter(nn.Module):
         self.module = module.to(dtype=settings.dtype).to(memory_format=layout)
         self.dtype = settings.dtype
         self.channels_last = settings.channels_last
+        self.train(module.training)
 
     def forward(self, *inputs: Tensor) -> Any:
         outer = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)

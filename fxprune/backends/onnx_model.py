@@ -19,8 +19,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from fxprune.backends import exporting
 from fxprune.backends.region import Region
-from fxprune.backends.scopes import batch_shapes, input_names, node_of, positional
 from fxprune.backends.settings import Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError, InputError
@@ -32,36 +32,24 @@ _MANIFEST = "fxprune"
 
 
 def export(module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature) -> onnx.ModelProto:
-    """Export a module in evaluation mode through `torch.export`; the module may be changed.
-
-    Raises `InputError` if a range of batches is asked for and the module fixes its batch.
-    """
+    """Export a module in evaluation mode, which may be changed; raises as `exporting.export`."""
     _give_bias_to_conv3d(module)
-    inputs, shapes = batch_shapes(inputs, signature)
+    program = exporting.export(module, inputs, signature)
     with warnings.catch_warnings():
         # The exporter warns about its own internals, which no caller of ours can act upon.
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            positional(module),
-            inputs,
-            input_names=input_names(module, len(inputs)),
+        exported = torch.onnx.export(
+            program,
+            input_names=exporting.input_names(module, len(inputs)),
             opset_version=OPSET,
             dynamo=True,
-            dynamic_shapes=shapes,
             verbose=False,
         )
-    if program is None:
+    if exported is None:
         raise BackendError("the ONNX exporter returned nothing")
-    model = program.model_proto
+    model = exported.model_proto
     for node in model.graph.node:
         _strip(node)
-    for value, batched in zip(model.graph.input, signature.batched, strict=True):
-        if batched and not value.type.tensor_type.shape.dim[0].dim_param:
-            raise InputError(
-                "the model fixes its batch size, so a range of batches cannot be compiled",
-                f"input {value.name!r}",
-                "leave batch_range unset",
-            )
     return model
 
 
@@ -89,7 +77,7 @@ def nodes_by_kernel(data: bytes) -> dict[str, str]:
     for node in onnx.load_from_string(data).graph.node:
         metadata = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))
-        if source := node_of(scopes):
+        if source := exporting.node_of(scopes):
             found |= dict.fromkeys((node.name, *node.output), source)
     return found
 

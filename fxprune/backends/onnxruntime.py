@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
 from fxprune.backends.signature import Signature
 from fxprune.files import atomic_path
+
+REGION_RUNS = 16
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,9 @@ class OnnxRuntimeEngine(Engine):
         arrays = (tensor.detach().contiguous().numpy() for tensor in inputs)
         return dict(zip(names, arrays, strict=True))
 
-    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+    def bind(self, *inputs: Tensor) -> Callable[[], object]:
         from onnxruntime import OrtValue
 
-        self.check(inputs)
         binding = self.session.io_binding()
         for name, array in self.feed(inputs).items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
@@ -83,22 +84,34 @@ class OnnxRuntimeBackend(Backend):
         settings: Settings,
         signature: Signature,
     ) -> Engine:
-        from fxprune.backends import onnx_model
+        from fxprune.backends import onnx_model, onnx_rewrites
 
         model = onnx_model.export(module, inputs, signature)
+        onnx_rewrites.expand_hardswish(model)
         return self._engine(onnx_model.pack(model, settings, signature), settings, signature)
 
-    def compile_region(self, region: Region, settings: Settings | None = None) -> Engine:
-        from fxprune.backends import onnx_model
-
+    def compile_region(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> Engine:
         settings = settings or Settings()
-        self.require(settings)
-        signature = Signature.of_region(region)
-        data = onnx_model.pack(onnx_model.region_model(region), settings, signature)
+        self.require(settings, region.inputs(device))
+        model, signature = _region_model(region, settings), Signature.of_region(region)
         return self.attempt(
             f"compile the region {region.signature()}",
-            lambda: self._engine(data, settings, signature),
+            lambda: self._engine(model, settings, signature),
         )
+
+    def region_seconds(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> float:
+        """Seconds of the region's own kernels, from the profile of a session with nothing else."""
+        from fxprune.backends.onnx_rewrites import RESIDUAL_POOL
+
+        engine = self.compile_region(region, settings, device)
+        assert isinstance(engine, OnnxRuntimeEngine)
+        seconds = _kernel_seconds(engine, region.inputs(device), REGION_RUNS)
+        borders = ("ReorderInput", "ReorderOutput", RESIDUAL_POOL)
+        return sum(typical(runs) for name, runs in seconds.items() if not name.startswith(borders))
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -115,21 +128,39 @@ class OnnxRuntimeBackend(Backend):
         from fxprune.backends import onnx_model
 
         assert isinstance(engine, OnnxRuntimeEngine)
-        with tempfile.TemporaryDirectory() as folder:
-            options = _options(engine.settings)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, "profile"))
-            session = _session(engine.model, options)
-            for _ in range(PROFILED_RUNS):
-                session.run(None, engine.feed(inputs))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        seconds: dict[str, list[float]] = {}
-        for event in events:
-            if event["cat"] == "Node":
-                # Convolutions in the blocked layout are named after the value that they give.
-                kernel = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
-                seconds.setdefault(kernel, []).append(event["dur"] * 1e-6)
+        seconds = _kernel_seconds(engine, inputs, PROFILED_RUNS)
         return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
+
+
+def _region_model(region: Region, settings: Settings) -> bytes:
+    from fxprune.backends import onnx_model, onnx_rewrites
+
+    model = onnx_model.region_model(region)
+    onnx_rewrites.expand_hardswish(model)
+    if region.residual and region.operator == "conv":
+        onnx_rewrites.pool_residual(model, len(region.kernel))
+    return onnx_model.pack(model, settings, Signature.of_region(region))
+
+
+def _kernel_seconds(
+    engine: OnnxRuntimeEngine, inputs: tuple[Tensor, ...], runs: int
+) -> dict[str, list[float]]:
+    """Seconds of every run of every kernel, in a session of its own that logs them."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(engine.settings)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session, feed = _session(engine.model, options), engine.feed(inputs)
+        for _ in range(runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    seconds: dict[str, list[float]] = {}
+    for event in events:
+        if event["cat"] == "Node":
+            # Convolutions in the blocked layout are named after the value that they give.
+            kernel = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+            seconds.setdefault(kernel, []).append(event["dur"] * 1e-6)
+    return seconds
 
 
 def _options(settings: Settings) -> Any:

@@ -22,6 +22,7 @@ from fxprune.errors import BackendError
 from fxprune.files import atomic_path
 
 PROFILE_ROUNDS = 4
+PROFILE_WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class OpenVinoEngine(Engine):
         results = self.compiled(_arrays(inputs), share_inputs=True)
         return self.signature.restore([torch.from_numpy(array) for array in results.to_tuple()])
 
-    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+    def bind(self, *inputs: Tensor) -> Callable[[], object]:
         import openvino
 
-        self.check(inputs)
         request = self.compiled.create_infer_request()
         for index, array in enumerate(_arrays(inputs)):
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
@@ -80,7 +80,9 @@ class OpenVinoBackend(Backend):
         model = onnx_model.export(module, inputs, signature)
         return self._engine(onnx_model.pack(model, settings, signature), settings, signature)
 
-    def compile_region(self, region: Region, settings: Settings | None = None) -> Engine:
+    def compile_region(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> Engine:
         from fxprune.backends import onnx_model
 
         settings = settings or Settings()
@@ -103,26 +105,54 @@ class OpenVinoBackend(Backend):
         return OpenVinoEngine(self.name, settings, signature, model, compiled)
 
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
-        """Seconds by fx node.
-
-        OpenVINO tells a running average since compilation, so several compilations are averaged
-        apart and the fastest of them is taken.
-        """
+        """Seconds by fx node, from OpenVINO's performance counters."""
         from fxprune.backends import onnx_model
 
         assert isinstance(engine, OpenVinoEngine)
         seconds: dict[str, list[float]] = {}
         for _ in range(PROFILE_ROUNDS):
             compiled = _compiled(engine.model, engine.settings, profiled=True)
-            request = compiled.create_infer_request()
-            for _ in range(PROFILED_RUNS // PROFILE_ROUNDS):
-                request.infer(_arrays(inputs))
-            for kernel in request.profiling_info:
-                if kernel.real_time.total_seconds() > 0.0:
-                    seconds.setdefault(kernel.node_name, []).append(
-                        kernel.real_time.total_seconds()
-                    )
-        return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
+            for kernel, mean in _kernel_means(compiled, _arrays(inputs)).items():
+                seconds.setdefault(kernel, []).append(mean)
+        by_origin = onnx_model.nodes_by_kernel(engine.model)
+        nodes = {
+            kernel: by_origin[origin]
+            for kernel, origins in _origins(compiled).items()
+            for origin in reversed(origins)
+            if origin in by_origin
+        }
+        return by_node(seconds, nodes)
+
+
+def _kernel_means(compiled: Any, arrays: list[Any]) -> dict[str, float]:
+    """Mean seconds of each kernel over some runs after warming up.
+
+    OpenVINO tells the average over all runs so far, so that of the warm-up is taken off.
+    """
+    request = compiled.create_infer_request()
+    totals: list[dict[str, float]] = []
+    done = 0
+    for runs in (PROFILE_WARM_UP, PROFILED_RUNS // PROFILE_ROUNDS):
+        for _ in range(runs):
+            request.infer(arrays)
+        done += runs
+        totals.append(
+            {k.node_name: k.real_time.total_seconds() * done for k in request.profiling_info}
+        )
+    before, after = totals
+    means = {name: (after[name] - before[name]) / runs for name in after}
+    return {name: mean for name, mean in means.items() if mean > 0.0}
+
+
+def _origins(compiled: Any) -> dict[str, list[str]]:
+    """The ONNX nodes that were fused into each kernel."""
+    kernels = compiled.get_runtime_model().get_ordered_ops()
+    infos = {kernel.get_friendly_name(): kernel.get_rt_info() for kernel in kernels}
+    return {
+        name: info["originalLayersNames"].astype(str).split(",")
+        for name, info in infos.items()
+        if "originalLayersNames" in info
+    }
 
 
 def _arrays(inputs: tuple[Tensor, ...]) -> list[Any]:

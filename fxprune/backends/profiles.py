@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+PROTOCOL = "kernels/1"
+"""Version of the way of profiling; figures of different versions must not be mixed."""
+
 PROFILED_RUNS = 40
 
 
@@ -22,6 +25,8 @@ def by_node(seconds: Mapping[str, Sequence[float]], nodes: Mapping[str, str]) ->
     """Sum the kernels of each fx node; what no node asked for stays under "[kernel name]"."""
     total: dict[str, float] = {}
     for kernel, runs in seconds.items():
-        key = nodes.get(kernel, f"[{kernel}]")
+        # Compilers append what they made of a node after a slash.
+        origin, _, _ = kernel.partition("/")
+        key = nodes.get(kernel) or nodes.get(origin) or f"[{kernel}]"
         total[key] = total.get(key, 0.0) + typical(runs)
     return total

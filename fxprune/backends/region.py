@@ -172,15 +172,15 @@ class Region:
         weight = np.resize(block, (rows, columns, *self.kernel))
         return weight, np.resize(block, self.out_width) if self.bias else None
 
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, ...]:
         """Random inputs, the same on every call: the input and, if asked for, the residual."""
         generator = torch.Generator().manual_seed(0)
         shapes = (self.in_shape, self.out_shape) if self.residual else (self.in_shape,)
-        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+        return tuple(torch.randn(shape, generator=generator).to(device) for shape in shapes)
 
-    def as_module(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    def as_module(self, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, ...]]:
         """The region in PyTorch, holding `weights()`, and inputs for it."""
-        return _RegionModule(self).eval(), self.inputs()
+        return _RegionModule(self).eval().to(device), self.inputs(device)
 
 
 class _RegionModule(nn.Module):

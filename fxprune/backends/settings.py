@@ -40,10 +40,10 @@ class Settings:
             raise InputError(f"threads must be at least 1, not {self.threads}")
         if self.batch_range is not None:
             low, high = self.batch_range
-            if not 1 <= low <= high:
+            if not 1 <= low < high:
                 raise InputError(
                     f"batch_range {self.batch_range} is not a range",
-                    fix="give (smallest, largest) with 1 <= smallest <= largest",
+                    fix="give (smallest, largest) with 1 <= smallest < largest",
                 )
 
     @property

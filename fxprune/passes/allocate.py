@@ -88,7 +88,7 @@ class Allocator:
     def smallest(self) -> Allocation:
         """Every group at its smallest width."""
         solution = solve(self.problem)
-        narrowest = {name: 0 for name in self.choices.domains}
+        narrowest = dict.fromkeys(self.choices.domains, 0)
         return self._read(solution, narrowest)
 
     def _read(self, solution: Solution, options: Mapping[str, int]) -> Allocation:
@@ -103,7 +103,10 @@ class Allocator:
 
 
 def plan_of(
-    sizes: Mapping[Atom, int], analysis: Analysis, importance: Importance, meta: Mapping[str, object]
+    sizes: Mapping[Atom, int],
+    analysis: Analysis,
+    importance: Importance,
+    meta: Mapping[str, object],
 ) -> Plan:
     """Keep the most important positions of every group."""
     return Plan(
@@ -118,4 +121,4 @@ def plan_of(
 
 def _dense(tables: Tables) -> float:
     """What the dense network costs: every choice at its last option."""
-    return tables.at({name: -1 for name in tables.domains})
+    return tables.at(dict.fromkeys(tables.domains, -1))

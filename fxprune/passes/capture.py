@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import CaptureError, InputError
 from fxprune.passes.export import capture_by_export
@@ -56,7 +56,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
         CaptureError: neither way captures the model; the message holds both reasons.
     """
     check_model(model)
-    args, kwargs = normal_inputs(example_inputs)
+    args, kwargs = cloned(normal_inputs(example_inputs))
     original = copied(model).eval()
     expected = run_once(original, args, kwargs)
     failures: list[str] = []
@@ -74,7 +74,8 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
             failures.append(f"{name}: the captured graph computes something else ({difference})")
             continue
         captured = Captured(module, inputs, name)
-        if not any(is_opaque(module, node) for node in module.graph.nodes):
+        submodules = dict(module.named_modules())
+        if not any(is_opaque(submodules, node) for node in module.graph.nodes):
             return captured
         opaque = opaque or captured
     if opaque is not None:
@@ -152,6 +153,11 @@ def normal_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[
     return args, kwargs
 
 
+def cloned(inputs: Any) -> Any:
+    """Inputs with tensors of their own: some models write into what they are given."""
+    return tree_map_only(Tensor, torch.clone, inputs)
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy of `model`."""
     try:
@@ -168,6 +174,7 @@ def run_once(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """What `model` returns for the example inputs; an `InputError` if it does not run on them."""
     try:
         with torch.no_grad():
+            args, kwargs = cloned((args, kwargs))
             return model(*args, **kwargs)
     except Exception as error:
         shapes = [
@@ -185,7 +192,7 @@ def run_once(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def call_quietly(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
     """The outputs of a captured module, without gradients."""
     with torch.no_grad():
-        return module(*inputs)
+        return module(*cloned(inputs))
 
 
 def first_difference(expected: Any, found: Any) -> str | None:

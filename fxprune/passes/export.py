@@ -1,8 +1,8 @@
 """Capture by `torch.export`, raised back to the canonical form.
 
-An exported graph holds ATen operators with parameters as plain tensors, and bakes in the mode it was
-exported in. Raising puts the user's `nn` modules back in place of the operators they stand for, so
-that names, `.train()` and `.eval()` work as they do on the original model.
+An exported graph holds ATen operators with parameters as plain tensors, and bakes in the mode it
+was exported in. Raising puts the user's `nn` modules back in place of the operators they stand for,
+so that names, `.train()` and `.eval()` work as they do on the original model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ASSERTIONS = frozenset(
 def capture_by_export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[fx.GraphModule, tuple[Any, ...]]:
-    """Export `model` (in evaluation mode); returns the graph module and one value per placeholder."""
+    """Export `model` (in evaluation mode): the graph module, and one value per placeholder."""
     inputs = {**dict(zip(_positional(model), args, strict=False)), **kwargs}
     nested = [k for k, v in inputs.items() if isinstance(v, (tuple, list, dict)) and v]
     if nested:

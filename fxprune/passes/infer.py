@@ -1,8 +1,8 @@
 """Axis inference: type every tensor of a captured model with the axes of its dimensions.
 
-The graph is interpreted once with fake tensors (no arithmetic, no memory). A dispatch mode sees every
-ATen call that the nodes make, whatever the capture was, and applies the typing rule of the operator;
-the interpreter ties the axes of each result to its fx node.
+The graph is interpreted once with fake tensors (no arithmetic, no memory). A dispatch mode sees
+every ATen call that the nodes make, whatever the capture was, and applies the typing rule of the
+operator; the interpreter ties the axes of each result to its fx node.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import (
     Atom,
@@ -27,12 +31,17 @@ from fxprune.axes import (
     Unifier,
     atoms,
 )
+from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
 from fxprune.passes.modules import is_resizable, renormalises
 from fxprune.passes.rules import RULES, Contraction, Op, tensors
 from fxprune.passes.trace import is_opaque, unfused_attention
 
-KERNEL_RULE = "aten.convolution.default"
+
+# Operators that change the dimensions of the tensor they are called on.
+REARRANGING = frozenset(
+    {"transpose_", "t_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_"}
+)
 
 
 @dataclass(frozen=True)
@@ -98,17 +107,18 @@ class Analysis:
         return tuple(group for group in found if group is not None)
 
 
-class AxisTracker(TorchDispatchMode):
+class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the typing rule of every ATen call and remembers the axes of every tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unifier = Unifier()
         self.contractions: list[Contraction] = []
         self.node = ""
         self.renormalises = False
         self._axes: dict[int, Axes] = {}
         self._alive: list[Tensor] = []
+        self._yielded: set[int] = set()
 
     def give(self, tensor: Tensor, axes: Axes) -> None:
         """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
@@ -120,6 +130,24 @@ class AxisTracker(TorchDispatchMode):
             return
         self._axes[id(tensor)] = axes
         self._alive.append(tensor)
+
+    def rearrange(self, tensor: Tensor, axes: Axes) -> None:
+        """New dimensions for `tensor` itself, after `transpose_` and the like.
+
+        If a node of the graph yielded it before, nobody can tell which of its forms is meant from
+        now on, so both stay dense.
+        """
+        if id(tensor) in self._yielded:
+            reason = Reason("in-place", self.node, "dimensions changed in place")
+            for axis in (*self.axes_of(tensor), *axes):
+                self.unifier.freeze(axis, reason)
+        self._axes[id(tensor)] = axes
+
+    def yielded(self, values: Any) -> tuple[Tensor, ...]:
+        """The tensors in `values`, which a node of the graph yields."""
+        found = tuple(tensors(values))
+        self._yielded.update(map(id, found))
+        return found
 
     def axes_of(self, tensor: Tensor) -> Axes:
         """The axes of `tensor`; one that nobody has seen before is a constant and stays."""
@@ -168,7 +196,10 @@ class AxisTracker(TorchDispatchMode):
                     raise AssertionError(
                         f"rule of {func}: {axes} for a result {tuple(result.shape)}"
                     )
-                self.give(result, axes)
+                if func.overloadpacket.__name__ in REARRANGING:
+                    self.rearrange(result, axes)
+                else:
+                    self.give(result, axes)
         return out
 
 
@@ -186,11 +217,11 @@ class _TypedInterpreter(fx.Interpreter):
         self.tracker.node = n.name
         self.tracker.renormalises = renormalises(self.submodules, n)
         result = super().run_node(n)
-        if n.op == "call_function" and is_opaque(self.module, n):
+        if n.op == "call_function" and is_opaque(self.submodules, n):
             name = getattr(n.target, "__name__", str(n.target))
             reason = Reason(name, n.name, f"{name} is a function that cannot be looked into")
             self.tracker.freeze([self.map_nodes_to_values(n.args, n), result], reason)
-        self.values[n.name] = tuple(tensors(result))
+        self.values[n.name] = self.tracker.yielded(result)
         if not self.values[n.name]:
             self.scalars[n.name] = result
         if n.op == "output":
@@ -208,14 +239,50 @@ class _TypedInterpreter(fx.Interpreter):
         return value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        result = super().call_module(target, args, kwargs)
         module = self.fetch_attr(target)
+        with _Hooks(module) as hooks:
+            result = super().call_module(target, args, kwargs)
+        if hooks.changed(args, result):
+            reason = Reason("hook", str(target), f"a forward hook changes what {target} works on")
+            self.tracker.freeze([args, kwargs, result, hooks.seen, hooks.made], reason)
+            self.tracker.freeze([*module.parameters(), *module.buffers()], reason)
         if not is_resizable(module):
             kind = type(module).__name__
             reason = Reason(kind, str(target), f"{kind} is a module that cannot be resized")
             self.tracker.freeze(list(module.parameters()), reason)
             self.tracker.freeze(list(module.buffers()), reason)
         return result
+
+
+class _Hooks:
+    """Watches one call of a module, to see whether its forward hooks change what goes through."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.seen: Any = None
+        self.made: Any = None
+
+    def __enter__(self) -> _Hooks:
+        before = self.module.register_forward_pre_hook(self._before)
+        after = self.module.register_forward_hook(self._after, prepend=True)
+        self._handles = (before, after)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        self.seen = args
+
+    def _after(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.made = result
+
+    def changed(self, args: Any, result: Any) -> bool:
+        """Whether the module itself read or yielded anything else than the graph passes on."""
+        pairs = [*zip(tensors(args), tensors(self.seen), strict=True)]
+        pairs += zip(tensors(self.made), tensors(result), strict=True)
+        return any(mine is not theirs for mine, theirs in pairs)
 
 
 class _Runner(nn.Module):
@@ -236,14 +303,21 @@ def infer(captured: Captured) -> Analysis:
     tracker = AxisTracker()
     interpreter = _TypedInterpreter(module, tracker)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        state = {name: fake.from_tensor(t) for name, t in named_tensors(module)}
+        state: dict[str, Tensor] = {name: fake.from_tensor(t) for name, t in named_tensors(module)}
         inputs = tree_map_only(Tensor, fake.from_tensor, captured.example_inputs)
         for tensor in state.values():
             tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
         runner = _Runner(interpreter)
-        swapped = {f"module.{name}": tensor for name, tensor in state.items()}
-        with torch.no_grad(), unfused_attention(), tracker:
-            torch.func.functional_call(runner, swapped, tuple(inputs))
+        swapped: dict[str, Tensor] = {f"module.{name}": tensor for name, tensor in state.items()}
+        try:
+            with torch.no_grad(), unfused_attention(), tracker:
+                torch.func.functional_call(runner, swapped, tuple(inputs))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CaptureError(
+                f"{error.func} yields a shape that depends on the values of a tensor",
+                f"node {tracker.node}",
+                "Write it with a fixed shape (an index tensor in place of a mask, for example)",
+            ) from error
     return _collect(tracker, interpreter, state)
 
 
@@ -303,8 +377,3 @@ def _groups(typed: Mapping[str, Axes], reasons: Mapping[Atom, Reason]) -> tuple[
         label = name if taken[name] == 1 else f"{name}.{taken[name]}"
         groups.append(Group(label, atom, tuple(places)))
     return tuple(groups)
-
-
-def leaves(axes: Any) -> list[Any]:
-    """The leaves of a pytree (named here so that other passes need not know which pytree)."""
-    return tree_leaves(axes)

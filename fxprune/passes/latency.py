@@ -2,9 +2,10 @@
 
 Every layer is a function of the widths it reads and writes (and of its groups). It is measured at a
 few aligned widths, in the backend's own kernel, and interpolated between; measurements are cached
-and shared between layers and models. What the layers leave of the measured whole network (additions,
-pooling, copies) is shared out by the size of the tensors concerned. Whoever uses the tables corrects
-them against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there.
+and shared between layers and models. What the layers leave of the measured whole network
+(additions, pooling, copies) is shared out by the size of the tensors concerned. Whoever uses the
+tables corrects them against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and
+only there.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ NORMALISING_FUNCTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Widths:
-    """What a module meets after slimming: channels it reads, and the size of its group axis."""
+    """What a module meets after slimming: the shape it reads, its channels, its group axis."""
 
+    shape: tuple[int, ...]
     channels: int
     groups: int
 
@@ -65,9 +66,7 @@ def _norm(module: _NormBase, widths: Widths) -> Mapping[str, Any]:
 
 
 def _layer_norm(module: nn.LayerNorm, widths: Widths) -> Mapping[str, Any]:
-    if module.weight is not None:
-        return {"normalized_shape": tuple(module.weight.shape)}
-    return {"normalized_shape": (*module.normalized_shape[:-1], widths.channels)}
+    return {"normalized_shape": widths.shape[-len(module.normalized_shape) :]}
 
 
 def _group_norm(module: nn.GroupNorm, widths: Widths) -> Mapping[str, Any]:

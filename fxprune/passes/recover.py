@@ -87,7 +87,7 @@ def finetune(
     objective = _objective(loss or F.cross_entropy, teacher, distillation or soft_targets)
     device = batches.device_of(slim)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(_cuda_devices(slim)))
+        stack.enter_context(torch.random.fork_rng(batches.cuda_devices(slim)))
         torch.manual_seed(seed)
         modules: list[nn.Module] = [slim] if teacher is None else [slim, teacher]
         for module in modules:
@@ -231,10 +231,6 @@ def _diverged(value: float, done: float) -> FxpruneError:
         "The weights are back to where they began",
         "Use a lower learning rate, and look for NaN in the data.",
     )
-
-
-def _cuda_devices(module: nn.Module) -> list[int]:
-    return sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
 
 
 def _progress_bar(shown: bool) -> Progress:

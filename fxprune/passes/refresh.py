@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,26 +16,39 @@ from fxprune.passes.slimming import Kept
 POOL = 1_000_003
 
 
-def draw_weights(module: nn.Module, original: nn.Module, seed: int, *, keep_scale: bool) -> None:
+def drawn_weights(module: nn.Module, original: nn.Module, seed: int) -> None:
     """Draw every parameter of `module` anew, in place.
 
     Matrices and kernels are normal with variance 2 / fan-in (He et al. 2015), scales uniform in
-    [0.5, 1.5], offsets normal with deviation 0.1. With `keep_scale` the values of `original` are
-    multiplied by numbers in [0.5, 1.5] instead, for models that only stay finite near their weights.
+    [0.5, 1.5], offsets normal with deviation 0.1.
     """
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    del original
+    for (name, parameter), normal in _with_noise(module, seed):
+        if parameter.dim() > 1:
+            parameter.copy_(normal * math.sqrt(2.0 / max(1, parameter[0].numel())))
+        else:
+            parameter.copy_(normal * 0.1 if name.endswith("bias") else _uniform(normal))
+
+
+def scaled_weights(module: nn.Module, original: nn.Module, seed: int) -> None:
+    """Give `module` the parameters of `original`, in place, each times a number in [0.5, 1.5].
+
+    For models that only stay finite near their own weights.
+    """
     known = dict(original.named_parameters())
+    for (name, parameter), normal in _with_noise(module, seed):
+        parameter.copy_(known[name].detach().double().cpu() * _uniform(normal))
+
+
+def _with_noise(module: nn.Module, seed: int) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
+    """Every floating-point parameter with as many standard normal numbers."""
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     start = 0
     for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            continue
-        start = (start + 7919) % POOL
-        normal = _cycle(pool, start, parameter.numel()).reshape(parameter.shape)
-        if keep_scale:
-            drawn = known[name].detach().double().cpu() * _uniform(normal)
-        else:
-            drawn = _drawn(name, parameter, normal)
-        parameter.detach().copy_(drawn)
+        if parameter.is_floating_point():
+            start = (start + 7919) % POOL
+            normal = _cycle(pool, start, parameter.numel()).reshape(parameter.shape)
+            yield (name, parameter.detach()), normal
 
 
 def _cycle(pool: Tensor, start: int, count: int) -> Tensor:
@@ -46,14 +60,8 @@ def _cycle(pool: Tensor, start: int, count: int) -> Tensor:
 
 def _uniform(normal: Tensor) -> Tensor:
     """Standard normal numbers as uniform ones in [0.5, 1.5]."""
-    return torch.special.ndtr(normal) + 0.5
-
-
-def _drawn(name: str, parameter: Tensor, normal: Tensor) -> Tensor:
-    if parameter.dim() > 1:
-        fan_in = max(1, parameter[0].numel())
-        return normal * math.sqrt(2.0 / fan_in)
-    return normal * 0.1 if name.endswith("bias") else _uniform(normal)
+    uniform: Tensor = torch.special.ndtr(normal)
+    return uniform + 0.5
 
 
 def calibrate_batch_norm(

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxprune.axes import Axis
+from fxprune.axes import Axes
 from fxprune.passes.capture import Captured
 from fxprune.passes.constants import rewrite_constants
 from fxprune.passes.infer import Analysis, infer, named_tensors
@@ -33,7 +33,7 @@ def slim(captured: Captured, analysis: Analysis, plan: Plan) -> fx.GraphModule:
     return module
 
 
-class SlimPass(PassBase):  # type: ignore[misc]  # torch's own base class is untyped
+class SlimPass(PassBase):
     """`slim` as an fx pass: takes a captured `GraphModule`, infers its axes and applies `plan`."""
 
     def __init__(self, plan: Plan, example_inputs: tuple[object, ...]) -> None:
@@ -63,14 +63,17 @@ def _slices(module: nn.Module, analysis: Analysis, kept: Kept) -> dict[int, Tens
 
 
 def _resize_modules(module: fx.GraphModule, analysis: Analysis, kept: Kept) -> None:
+    done: set[nn.Module] = set()
     for node in module.graph.nodes:
         if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
             continue
         owner = module.get_submodule(str(node.target))
+        if owner in done:  # called again: its group count is no longer that of the dense model
+            continue
+        done.add(owner)
         values = analysis.values[node.args[0].name]
         if values:
-            channels = values[0][_channel_dim(owner, len(values[0]))]
-            resize(owner, _widths(owner, channels, kept))
+            resize(owner, _widths(owner, values[0], kept))
 
 
 def _channel_dim(owner: nn.Module, rank: int) -> int:
@@ -82,11 +85,13 @@ def _channel_dim(owner: nn.Module, rank: int) -> int:
     return 1
 
 
-def _widths(owner: nn.Module, channels: Axis, kept: Kept) -> Widths:
+def _widths(owner: nn.Module, axes: Axes, kept: Kept) -> Widths:
+    channels = axes[_channel_dim(owner, len(axes))]
     groups = getattr(owner, "num_groups", 1) if isinstance(owner, nn.GroupNorm) else 1
     if isinstance(owner, (_ConvNd, _ConvTransposeNd)):
         groups = owner.groups
     return Widths(
+        shape=tuple(map(kept.size, axes)),
         channels=kept.size(channels),
         groups=kept.runs(channels, channels.size // groups) if groups > 1 else 1,
     )

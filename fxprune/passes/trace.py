@@ -17,8 +17,8 @@ from fxprune.passes.modules import is_resizable
 # Modules of torch.nn whose forward is a view with constants, which only a node of its own shows.
 TRANSPARENT = (nn.Unflatten, nn.Flatten, nn.ChannelShuffle)
 
-# Where a function comes from whose calls are seen through: its ATen calls have typing rules, and its
-# arguments rewriters. Anything else is opaque.
+# Where a function comes from whose calls are seen through: its ATen calls have typing rules, and
+# its arguments rewriters. Anything else is opaque.
 TRANSPARENT_FUNCTIONS = ("torch", "_operator", "math", "builtins")
 
 DROPOUTS: Mapping[Any, type[nn.Module]] = {
@@ -43,10 +43,13 @@ def unfused_attention() -> Iterator[None]:
 
 
 class ModuleTracer(fx.Tracer):
-    """Keeps `torch.nn` modules whole, and parameter-free modules that behave differently in training.
+    """Keeps `torch.nn` modules whole, and parameter-free ones that look at `self.training`.
 
-    The latter (stochastic depth, drop path) would lose that difference if they were taken apart.
+    The latter (stochastic depth, drop path) would lose the difference if they were taken apart.
     """
+
+    # A buffer that is only looked at as a constant would lose its name, and what is written to it.
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,17 +74,42 @@ def _only_differs_in_training(module: nn.Module) -> bool:
 def capture_by_tracing(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[fx.GraphModule, tuple[Any, ...]]:
-    """Trace `model` (in evaluation mode); returns the graph module and one value per placeholder."""
+    """Trace `model` (in evaluation mode): the graph module, and one value per placeholder."""
     bound = _bind(model, args, kwargs)
     absent = {name: value for name, value in bound.items() if not _is_traced(value)}
     tracer = ModuleTracer()
     graph = tracer.trace(model, concrete_args=absent or None)
     module = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    _same_names(module, model)
+    _first_by_position(module)
     inputs = _place_inputs(module.graph, bound)
     dropout_follows_training(module)
     module.graph.lint()
     module.recompile()
     return module, inputs
+
+
+def _same_names(module: fx.GraphModule, model: nn.Module) -> None:
+    """Tensors that were no buffers of `model` become buffers; they stay out of its state dict."""
+    known = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for name, _ in list(module.named_buffers(remove_duplicate=False)):
+        path, _, leaf = name.rpartition(".")
+        if name not in known:
+            module.get_submodule(path)._non_persistent_buffers_set.add(leaf)
+
+
+def _first_by_position(module: fx.GraphModule) -> None:
+    """Calls of modules and torch functions take their first argument by position from here on."""
+    submodules = dict(module.named_modules())
+    for node in module.graph.nodes:
+        if node.args or not node.kwargs:
+            continue
+        first = "input"
+        if node.op == "call_module":
+            first = next(iter(inspect.signature(submodules[node.target].forward).parameters))
+        if node.op in ("call_module", "call_function") and first in node.kwargs:
+            rest = {name: value for name, value in node.kwargs.items() if name != first}
+            node.args, node.kwargs = (node.kwargs[first],), rest
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +130,7 @@ def _is_traced(value: Any) -> bool:
 
 
 def _place_inputs(graph: fx.Graph, bound: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Drop the placeholders of arguments that were constant; the values for the others, in order."""
+    """Drop placeholders of constant arguments; the values of the others, in order."""
     inputs = []
     for node in list(graph.nodes):
         if node.op != "placeholder":
@@ -144,10 +172,10 @@ def dropout_follows_training(module: fx.GraphModule) -> None:
         module.graph.erase_node(node)
 
 
-def is_opaque(module: fx.GraphModule, node: fx.Node) -> bool:
+def is_opaque(submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
     """Whether `node` hides code that no later pass can look into or adapt."""
     if node.op == "call_module":
-        return not is_resizable(module.get_submodule(str(node.target)))
+        return not is_resizable(submodules[str(node.target)])
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
         return False
     origin = getattr(node.target, "__module__", None) or "torch"

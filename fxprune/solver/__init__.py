@@ -5,7 +5,8 @@ removal of every option and combination that cannot belong to a better answer, a
 on the few that remain.  The answer comes with a bound on what any other answer could be worth.
 """
 
-from fxprune.solver.front import front, solve
+from fxprune.solver.blackbox import Search, Trial, search
+from fxprune.solver.front import Solver, front, solve
 from fxprune.solver.problem import (
     Choice,
     Factor,
@@ -21,11 +22,15 @@ __all__ = [
     "Choice",
     "Factor",
     "Problem",
+    "Search",
     "Solution",
+    "Solver",
     "SparseFactor",
     "Status",
+    "Trial",
     "front",
     "measure",
+    "search",
     "solve",
     "sum_factor",
 ]

@@ -16,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.solver.dual import ROUNDING, Bundle, Dual
+from fxprune.solver.elimination import Sweep
 from fxprune.solver.model import Model, Point
 from fxprune.solver.polytope import maximum_within
 from fxprune.solver.problem import FloatArray, IntArray
 
+# Assignments tried, in the order in which the prices favour them.
+_ASSIGNMENTS = 1_000
 # Entries of the tables left for branch and cut, one attempt after the other.
-_ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000, 60_000)
+_ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000)
 # Parts of the work stop a little inside the gap, so that rounding cannot put them outside.
 _WITHIN = 0.99
 # What remains is priced and reduced again as long as that drops this share of it.
@@ -43,77 +46,92 @@ def close(
         gap: relative.
         nodes: of branch and cut, per attempt.
     """
-    incumbent, bound = bundle.incumbent(budgets), dual.bound
+    bound = dual.bound
+    if bound == -math.inf:
+        return bound, None
+    sweep = bundle.sweep(dual.prices)
     ceiling: FloatArray | None = None
-    for count in _ENTRIES:
-        value = -math.inf if incumbent is None else incumbent.value
-        allowed = allowance(gap, bound, incumbent)
-        if bound - value <= allowed:
+    for count in (0, *_ENTRIES):
+        worth = bundle.worth(budgets)
+        allowed = _WITHIN * allowance(gap, bound, worth)
+        target = worth + allowed
+        if bound <= target:
             break
+        if count == 0:
+            bound = _enumerate(bundle, sweep, budgets, bound, worth)
+            continue
         if ceiling is None:
-            ceiling = _ceilings(bundle, dual, budgets)
-        target = value + _WITHIN * allowed
+            ceiling = _ceilings(sweep, dual)
         if len(ceiling) > count:
             target = max(target, float(np.partition(ceiling, -count)[-count]))
-        reduced = _keep(bundle, ceiling, target)
-        below, found = _best_of(reduced, budgets, target, _WITHIN * allowed, nodes)
+        reduced = Bundle(_keep(bundle.model, ceiling, target))
+        below = _solve(reduced, budgets, target, allowed, nodes)
         bound = min(bound, max(below, target))
-        if found is not None:
+        if (found := reduced.incumbent(budgets)) is not None:
             bundle.learn(found)
-        incumbent = bundle.incumbent(budgets)
-        if math.isinf(target):
-            break
-    return bound, incumbent
+    return bound, bundle.incumbent(budgets)
 
 
-def allowance(gap: float, bound: float, incumbent: Point | None) -> float:
-    """The absolute difference that a relative gap allows, whatever the optimum turns out to be."""
-    least = -bound if incumbent is None else max(incumbent.value, -bound)
-    return gap * max(least, 0.0)
+def allowance(gap: float, bound: float, worth: float) -> float:
+    """The absolute difference that a relative gap allows, wherever in between the optimum is."""
+    return gap * max(worth, -bound, 0.0) if bound > -math.inf else 0.0
 
 
-def _ceilings(bundle: Bundle, dual: Dual, budgets: IntArray) -> FloatArray:
-    """For every entry [N], a bound on what an assignment within the budgets with it is worth."""
-    total, entries = bundle.plan.marginals(bundle.weights(dual.prices))
-    return entries + (dual.bound - total)
+def _enumerate(
+    bundle: Bundle, sweep: Sweep, budgets: IntArray, bound: float, target: float
+) -> float:
+    """Bound after trying the assignments that the prices favour; the bundle learns the best.
 
-
-def _keep(bundle: Bundle, ceiling: FloatArray, target: float) -> Model:
-    """The bundle's model without the entries, and so without the options, below the target."""
+    These are all that are worth the target within the budgets, if they are few enough.
+    """
     model = bundle.model
+    window = bound - target + ROUNDING * model.magnitude
+    options, complete = sweep.near(window, _ASSIGNMENTS)
+    value, use = model.measure(options)
+    value[(use > budgets).any(axis=1)] = -math.inf
+    if len(value) and value.max() > -math.inf:
+        bundle.learn(model.point(options[value.argmax()]))
+    if not complete:
+        return bound
+    return max(target, bundle.worth(budgets))
+
+
+def _ceilings(sweep: Sweep, dual: Dual) -> FloatArray:
+    """For every entry [N], a bound on what an assignment within the budgets with it is worth."""
+    return sweep.marginals() + (dual.bound - sweep.total)
+
+
+def _keep(model: Model, ceiling: FloatArray, target: float) -> Model:
+    """The model without the entries, and so without the options, below the target."""
     stays: npt.NDArray[np.bool_] = ceiling >= target - ROUNDING * model.magnitude
     options = [np.zeros(size, dtype=bool) for size in model.sizes]
     for table, mask in zip(model.tables, model.split(stays), strict=True):
         place = np.nonzero(mask) if table.rows is None else tuple(table.rows[mask].T)
         for v, option in zip(table.scope, place, strict=True):
             options[v][option] = True
-    free = [kept if kept.any() else np.ones_like(kept) for kept in options]
-    return model.restrict(free, stays)
+    # A choice that no table looks at, or that has nothing left, keeps what it has.
+    left = [kept if kept.any() else np.ones_like(kept) for kept in options]
+    return model.restrict(left, stays)
 
 
-def _best_of(
-    model: Model, budgets: IntArray, target: float, gap: float, nodes: int
-) -> tuple[float, Point | None]:
-    """Bound and best of the model, `gap` apart, or a bound below the target."""
-    incumbent: Point | None = None
-    while True:
-        bundle = Bundle(model)
-        dual = bundle.minimise(budgets, gap)
-        incumbent = _better(incumbent, bundle.incumbent(budgets))
-        value = -math.inf if incumbent is None else incumbent.value
-        if dual.bound < target or dual.bound - value <= gap:
-            return dual.bound, incumbent
-        target = max(target, value + gap)
-        reduced = _keep(bundle, _ceilings(bundle, dual, budgets), target)
-        if reduced.flat_value.size > (1 - _WORTHWHILE) * model.flat_value.size:
+def _solve(bundle: Bundle, budgets: IntArray, target: float, gap: float, nodes: int) -> float:
+    """Bound of a reduced model, `gap` above what the bundle then knows, or below the target."""
+    dual = bundle.minimise(budgets, gap)
+    bound = dual.bound
+    if bound == -math.inf:
+        return bound
+    sweep = bundle.sweep(dual.prices)
+    for exactly in (False, True):
+        worth = bundle.worth(budgets)
+        if bound < target or bound <= worth + gap:
             break
-        model = reduced
-    answer = maximum_within(reduced, budgets, gap, nodes)
-    incumbent = _better(incumbent, answer.point)
-    return min(dual.bound, max(answer.bound, target)), incumbent
-
-
-def _better(one: Point | None, other: Point | None) -> Point | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return other if other.value > one.value else one
+        if not exactly:
+            bound = _enumerate(bundle, sweep, budgets, bound, max(target, worth))
+            continue
+        target = max(target, worth + gap)
+        reduced = _keep(bundle.model, _ceilings(sweep, dual), target)
+        answer = maximum_within(reduced, budgets, gap, nodes)
+        bound = min(bound, max(answer.bound, target))
+        if answer.point is not None:
+            bundle.learn(answer.point)
+    return bound

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from fxprune.solver.elimination import Plan, plan_of
+from fxprune.solver.elimination import Plan, Sweep, plan_of
 from fxprune.solver.model import Model, Point
 from fxprune.solver.problem import FloatArray, IntArray
 
@@ -65,27 +65,24 @@ class Bundle:
         """Whether any combination is allowed, the budgets aside."""
         return bool(self.points)
 
-    def weights(self, prices: FloatArray) -> FloatArray:
-        """Value minus priced cost of every entry of the tables, [N]."""
-        return self.model.flat_value - prices @ self._cost
+    def sweep(self, prices: FloatArray) -> Sweep:
+        """The maximum of value minus priced cost over all allowed assignments."""
+        return self.plan.sweep(self.model.flat_value - prices @ self._cost)
 
     def evaluate(self, prices: FloatArray) -> float:
         """L(prices), by one elimination; keeps the assignment that attains it."""
-        total, option = self.plan.maximise(self.weights(prices))
-        relaxed = total + self.model.base_value - float(prices @ self.model.base_cost)
+        sweep = self.sweep(prices)
+        relaxed = sweep.total + self.model.base_value - float(prices @ self.model.base_cost)
         if math.isfinite(relaxed):
             self._prices.append(prices)
             self._relaxed.append(relaxed)
-            self._keep(option)
+            self.learn(self.model.point(sweep.best()))
         return relaxed
 
     def cheapest(self, direction: FloatArray) -> Point:
         """The allowed assignment with the least direction . use, whatever it is worth."""
-        _, option = self.plan.maximise(self._forbidden - direction @ self._cost)
-        return self._keep(option)
-
-    def _keep(self, option: IntArray) -> Point:
-        return self.learn(self.model.point(option))
+        sweep = self.plan.sweep(self._forbidden - direction @ self._cost)
+        return self.learn(self.model.point(sweep.best()))
 
     def learn(self, point: Point) -> Point:
         """Keeps a point, from wherever, unless one like it is known."""
@@ -98,6 +95,11 @@ class Bundle:
         """The best point met that is within the budgets."""
         inside = [p for p in self.points if (p.use <= budgets).all()]
         return max(inside, key=lambda point: point.value, default=None)
+
+    def worth(self, budgets: IntArray) -> float:
+        """The value of the incumbent; -inf without one."""
+        incumbent = self.incumbent(budgets)
+        return -math.inf if incumbent is None else incumbent.value
 
     def best(self, budgets: IntArray) -> Dual:
         """The lowest of the bounds evaluated so far; -inf if every combination is forbidden."""
@@ -113,19 +115,18 @@ class Bundle:
             return Dual(np.zeros(len(budgets)), -math.inf)
         slack = max(slack, ROUNDING * self.model.magnitude)
         for _ in range(_ROUNDS):
-            dual, incumbent = self.best(budgets), self.incumbent(budgets)
+            dual, worth = self.best(budgets), self.worth(budgets)
             known = len(self.points)
-            if incumbent is not None and dual.bound - incumbent.value <= slack:
+            if dual.bound - worth <= slack:
                 break
             use = np.array([point.use - budgets for point in self.points], dtype=np.float64)
             value = np.array([point.value for point in self.points])
-            if incumbent is None and (direction := _violated(use)) is not None:
+            if worth == -math.inf and (direction := _violated(use)) is not None:
                 excess = float(direction @ (self.cheapest(direction).use - budgets))
                 if excess > ROUNDING * float(direction @ np.abs(use).max(axis=0)):
                     return Dual(direction, -math.inf)
             else:
-                model = _slope if len(budgets) == 1 else _master
-                prices, least = model(use, value)
+                prices, least = (_slope if len(budgets) == 1 else _master)(use, value)
                 if dual.bound - least <= slack:
                     break
                 self.evaluate(prices)

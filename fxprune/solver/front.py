@@ -13,10 +13,11 @@ from fxprune.solver.dual import ROUNDING, Bundle
 from fxprune.solver.model import model_of
 from fxprune.solver.problem import Problem, Solution, Status, measure
 
-NODES = 100_000
+GAP = 1e-4
+NODES = 5_000
 
 
-def solve(problem: Problem, *, gap: float = 1e-4, nodes: int = NODES) -> Solution:
+def solve(problem: Problem, *, gap: float = GAP, nodes: int = NODES) -> Solution:
     """The best assignment within all budgets, with a certificate.
 
     Args:
@@ -27,61 +28,74 @@ def solve(problem: Problem, *, gap: float = 1e-4, nodes: int = NODES) -> Solutio
     Raises:
         InputError: the choices are too entangled for elimination, or the gap is no number >= 0.
     """
-    return front(problem, [problem.budgets], gap=gap, nodes=nodes)[0]
+    return Solver(problem, gap=gap, nodes=nodes).at(problem.budgets)
 
 
 def front(
     problem: Problem,
     budgets: Sequence[int | tuple[int, ...]],
     *,
-    gap: float = 1e-4,
+    gap: float = GAP,
     nodes: int = NODES,
 ) -> list[Solution]:
     """`solve` at each of the budgets in place of the problem's own.
 
+    Within the gap each, values never fall from a budget to one that is larger.
+
     Args:
         problem: see `Problem`.
-        budgets: one integer (if the problem has one budget) or a tuple of K for every point.
+        budgets: for every point one integer (if the problem has one budget) or a tuple of K.
         gap: relative, see `solve`.
         nodes: see `solve`.
+
+    Raises:
+        InputError: as `solve`, or a point has the wrong number of budgets.
     """
-    if not (math.isfinite(gap) and gap >= 0):
-        raise InputError(f"A gap is a number from 0 on, not {gap}", "", "Use for example 1e-4")
+    solver = Solver(problem, gap=gap, nodes=nodes)
     points = [(b,) if isinstance(b, int) else tuple(b) for b in budgets]
-    for point in points:
-        if len(point) != len(problem.budgets):
-            raise InputError(
-                f"The point {point} has {len(point)} budgets, the problem {len(problem.budgets)}",
-                "This is a point of a front",
-                "Give one integer per budget of the problem",
-            )
-    bundle = Bundle(model_of(problem))
-    # Ascending, because an answer for a smaller budget also holds for a larger one.
-    solutions = {p: _at(problem, bundle, p, gap, nodes) for p in sorted(set(points))}
+    # Ascending, because an answer for a smaller budget is also one for a larger.
+    solutions = {point: solver.at(point) for point in sorted(set(points))}
     return [solutions[point] for point in points]
 
 
-def _at(
-    problem: Problem, bundle: Bundle, budgets: tuple[int, ...], gap: float, nodes: int
-) -> Solution:
-    limits = np.array(budgets, dtype=np.int64)
-    first, known = bundle.best(limits), bundle.incumbent(limits)
-    # The prices need not be exact: a tenth of the gap is left to them.
-    dual = bundle.minimise(limits, allowance(gap / 10, first.bound, known))
-    bound, best = dual.bound, None
-    if bound > -math.inf:
-        bound, best = close(bundle, dual, limits, gap, nodes)
-    floor = tuple(int(least) for least in bundle.floor)
-    prices = tuple(float(price) for price in dual.prices)
-    if best is None:
-        nothing: Status = "infeasible" if bound == -math.inf else "unknown"
-        distance = 0.0 if nothing == "infeasible" else math.inf
-        return Solution(nothing, {}, -math.inf, bound, distance, (), prices, floor)
-    names = [choice.name for choice in problem.choices]
-    assignment = {name: int(option) for name, option in zip(names, best.option, strict=True)}
-    value, use = measure(problem, assignment)
-    if bound - value <= ROUNDING * bundle.model.magnitude:
-        bound = value
-    distance = (bound - value) / max(abs(bound), abs(value)) if bound > value else 0.0
-    status: Status = "optimal" if distance <= gap else "feasible"
-    return Solution(status, assignment, value, bound, distance, use, prices, floor)
+class Solver:
+    """A problem under changing budgets; what one answer teaches, the next one uses."""
+
+    def __init__(self, problem: Problem, *, gap: float = GAP, nodes: int = NODES) -> None:
+        if not (math.isfinite(gap) and gap >= 0):
+            raise InputError(
+                f"The gap must be a number from 0 on, not {gap}",
+                "This is an argument of the allocation solver",
+                "Use for example gap=1e-4",
+            )
+        self._problem, self._gap, self._nodes = problem, gap, nodes
+        self._bundle = Bundle(model_of(problem))
+
+    def at(self, budgets: tuple[int, ...]) -> Solution:
+        """The best assignment within these budgets instead of the problem's own."""
+        problem, bundle = self._problem, self._bundle
+        if len(budgets) != len(problem.budgets):
+            raise InputError(
+                f"{len(budgets)} budgets for a problem with {len(problem.budgets)}",
+                "This is a point of a front",
+                "Give one integer per budget of the problem",
+            )
+        limits = np.array(budgets, dtype=np.int64)
+        # The prices need not be exact: a tenth of the gap is left to them.
+        slack = allowance(self._gap / 10, bundle.best(limits).bound, bundle.worth(limits))
+        dual = bundle.minimise(limits, slack)
+        bound, best = close(bundle, dual, limits, self._gap, self._nodes)
+        floor = tuple(int(least) for least in bundle.floor)
+        prices = tuple(float(price) for price in dual.prices)
+        if best is None:
+            nothing: Status = "infeasible" if bound == -math.inf else "unknown"
+            distance = 0.0 if nothing == "infeasible" else math.inf
+            return Solution(nothing, {}, -math.inf, bound, distance, (), prices, floor)
+        names = [choice.name for choice in problem.choices]
+        assignment = {name: int(option) for name, option in zip(names, best.option, strict=True)}
+        value, use = measure(problem, assignment)
+        if bound - value <= ROUNDING * bundle.model.magnitude:
+            bound = value
+        distance = (bound - value) / max(abs(bound), abs(value)) if bound > value else 0.0
+        status: Status = "optimal" if distance <= self._gap else "feasible"
+        return Solution(status, assignment, value, bound, distance, use, prices, floor)

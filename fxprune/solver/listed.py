@@ -49,7 +49,7 @@ class ListedStep:
             sizes.update(zip(form.scope, form.shape, strict=True))
         columns = _join(inputs.values(), sizes)
         shape = tuple(sizes[v] for v in scope)
-        key = _key(columns, scope, sizes)
+        key = row_number(columns, scope, sizes)
         order = np.lexsort((columns[choice], key))
         columns = {v: column[order] for v, column in columns.items()}
         keys, starts = np.unique(key[order], return_index=True)
@@ -58,9 +58,11 @@ class ListedStep:
             rows = None
         gather = []
         for form in inputs.values():
-            place = _key(columns, form.scope, sizes)
+            place = row_number(columns, form.scope, sizes)
             if form.rows is not None:
-                listed = _key(dict(zip(form.scope, form.rows.T, strict=True)), form.scope, sizes)
+                listed = row_number(
+                    dict(zip(form.scope, form.rows.T, strict=True)), form.scope, sizes
+                )
                 by_key = np.argsort(listed)
                 place = by_key[np.searchsorted(listed[by_key], place)]
             gather.append(place)
@@ -81,16 +83,18 @@ class ListedStep:
             best.ravel()[self.keys if self.out.rows is None else slice(None)] = groups
         return best
 
-    def decode(self, tables: Sequence[FloatArray], option: IntArray) -> int:
+    def column(self, tables: Sequence[FloatArray], option: IntArray) -> FloatArray:
         sizes = dict(zip(self.out.scope, self.out.shape, strict=True))
-        key = _key({v: option[v : v + 1] for v in self.out.scope}, self.out.scope, sizes)[0]
-        group = int(np.searchsorted(self.keys, key))
-        stop = self.starts[group + 1] if group + 1 < len(self.starts) else len(self.option)
-        rows = slice(self.starts[group], stop)
-        total = np.zeros(stop - self.starts[group])
-        for number, place in zip(self.inputs, self.gather, strict=True):
-            total += tables[number].ravel()[place[rows]]
-        return int(self.option[rows][total.argmax()])
+        key = row_number(dict(enumerate(option.T)), self.out.scope, sizes)
+        group = np.searchsorted(self.keys, key)
+        stop = np.append(self.starts[1:], len(self.option))[group]
+        i, row = ranges(self.starts[group], stop)
+        total = np.full((len(option), self.size), -np.inf)
+        total[i, self.option[row]] = sum(
+            tables[number].ravel()[place[row]]
+            for number, place in zip(self.inputs, self.gather, strict=True)
+        )
+        return total
 
     def backward(self, tables: Sequence[FloatArray], context: FloatArray) -> dict[int, FloatArray]:
         count = np.diff(np.append(self.starts, len(self.option)))
@@ -104,13 +108,12 @@ class ListedStep:
         return contexts
 
 
-def _key(
-    columns: Mapping[int, IntArray], scope: Sequence[int], sizes: Mapping[int, int]
+def row_number(
+    columns: Mapping[int, IntArray], scope: Sequence[int], sizes: Mapping[int, int] | Sequence[int]
 ) -> IntArray:
     """Each row's options of the scope as one number, in row-major order."""
     if not scope:
-        length = len(next(iter(columns.values()))) if columns else 1
-        return np.zeros(length, dtype=np.int64)
+        return np.zeros(len(next(iter(columns.values()))), dtype=np.int64)
     shape = tuple(sizes[v] for v in scope)
     return np.ravel_multi_index(tuple(columns[v] for v in scope), shape).astype(np.int64)
 
@@ -120,13 +123,14 @@ def _join(forms: Iterable[Form], sizes: Mapping[int, int]) -> dict[int, IntArray
     listed = sorted((form for form in forms if form.rows is not None), key=lambda form: form.count)
     columns: dict[int, IntArray] = {}
     for form in listed:
-        assert form.rows is not None
-        right = dict(zip(form.scope, form.rows.T, strict=True))
+        right = form.columns()
         if not columns:
             columns = right
             continue
         shared = [v for v in form.scope if v in columns]
-        left_row, right_row = _matches(_key(columns, shared, sizes), _key(right, shared, sizes))
+        left_row, right_row = _matches(
+            row_number(columns, shared, sizes), row_number(right, shared, sizes)
+        )
         columns = {v: column[left_row] for v, column in columns.items()}
         columns |= {v: column[right_row] for v, column in right.items() if v not in columns}
     for v, size in sizes.items():
@@ -140,8 +144,13 @@ def _join(forms: Iterable[Form], sizes: Mapping[int, int]) -> dict[int, IntArray
 def _matches(left: IntArray, right: IntArray) -> tuple[IntArray, IntArray]:
     """All pairs (i, j) with left[i] == right[j]."""
     order = np.argsort(right, kind="stable")
-    first = np.searchsorted(right[order], left, side="left")
-    count = np.searchsorted(right[order], left, side="right") - first
-    i = np.repeat(np.arange(len(left)), count)
-    within = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
-    return i, order[np.repeat(first, count) + within]
+    start = np.searchsorted(right[order], left, side="left")
+    i, j = ranges(start, np.searchsorted(right[order], left, side="right"))
+    return i, order[j]
+
+
+def ranges(start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
+    """All pairs (i, j) with start[i] <= j < stop[i]."""
+    count = stop - start
+    i = np.repeat(np.arange(len(start)), count)
+    return i, np.arange(len(i)) + np.repeat(start - (np.cumsum(count) - count), count)

@@ -8,7 +8,6 @@ numbers lie behind each other in one flat array, so that `value - prices @ cost`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,12 +37,13 @@ class Table:
     value: FloatArray
     cost: IntArray
 
-    def place(self, option: Sequence[int] | IntArray) -> tuple[int, ...]:
-        """Index into `value` for an allowed assignment, the option of every choice."""
-        here = tuple(int(option[v]) for v in self.scope)
+    def place(self, option: IntArray) -> tuple[IntArray, ...]:
+        """Index into `value` for allowed assignments [r, choices]; rows are in ascending order."""
+        here = tuple(option[:, v] for v in self.scope)
         if self.rows is None:
             return here
-        return (int(np.flatnonzero((self.rows == np.array(here)).all(axis=1))[0]),)
+        listed = np.ravel_multi_index(tuple(self.rows.T), self.shape)
+        return (np.searchsorted(listed, np.ravel_multi_index(here, self.shape)),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,15 +92,21 @@ class Model:
             start = stop
         return pieces
 
-    def point(self, option: IntArray) -> Point:
-        """The assignment of an option (numbered within this model) to every choice."""
-        values, use = [self.base_value], self.base_cost.copy()
+    def measure(self, option: IntArray) -> tuple[FloatArray, IntArray]:
+        """Values [r] and exact uses [r, K] of assignments [r, choices] in this model's numbers."""
+        value = np.full(len(option), self.base_value)
+        use = np.tile(self.base_cost[:, None], len(option))
         for table in self.tables:
             place = table.place(option)
-            values.append(float(table.value[place]))
+            value += table.value[place]
             use += table.cost[every(place)]
+        return value, use.T
+
+    def point(self, option: IntArray) -> Point:
+        """The assignment of an option (numbered within this model) to every choice."""
+        value, use = self.measure(option[None])
         original = [int(left[i]) for left, i in zip(self.options, option, strict=True)]
-        return Point(np.array(original, dtype=np.int64), math.fsum(values), use)
+        return Point(np.array(original, dtype=np.int64), float(value[0]), use[0])
 
     def restrict(
         self, keep: Sequence[npt.NDArray[np.bool_]], entries: npt.NDArray[np.bool_] | None = None
@@ -151,8 +157,9 @@ def _from_factor(
     cost = factor.cost.astype(np.int64)
     if isinstance(factor, SparseFactor):
         rows = factor.rows.astype(np.int64)[:, np.argsort(names)]
-        stays = np.isfinite(value)
-        return Table(scope, shape, rows[stays], value[stays], cost[:, stays])
+        order = np.lexsort(rows.T[::-1]) if scope else np.arange(len(rows))
+        order = order[np.isfinite(value[order])]
+        return Table(scope, shape, rows[order], value[order], cost[:, order])
     # Indexing every axis by the grid of its choice sorts the axes and takes diagonals at once.
     grid = np.ix_(*(np.arange(size) for size in shape))
     index = tuple(grid[scope.index(v)] for v in names)
@@ -171,11 +178,11 @@ def _assemble(
     base_cost = base_cost.copy()
     for table in by_scope.pop((), []):
         base_value += float(table.value.max(initial=-np.inf))
-        base_cost += table.cost.reshape(len(base_cost), -1).sum(axis=1)
+        base_cost += table.cost.reshape(len(base_cost), table.value.size).sum(axis=1)
     tables = _absorb(by_scope)
     flat_value = np.concatenate([t.value.ravel() for t in tables] or [np.zeros(0)])
     flat_cost = np.concatenate(
-        [t.cost.reshape(len(base_cost), -1) for t in tables]
+        [t.cost.reshape(len(base_cost), t.value.size) for t in tables]
         or [np.zeros((len(base_cost), 0), dtype=np.int64)],
         axis=1,
     )

@@ -7,7 +7,7 @@
 
 with e running over the allowed combinations of factor f.  Integral x force integral z, so the
 program is exact for factors of any number of choices.  Budgets are met exactly: what HiGHS returns
-is counted in integers, and solved again with less room should its tolerance have been used.
+is counted in integers, and what is over a budget by less than its tolerance is cut off by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fxprune.solver.silence import without_lines
 
 # HiGHS works to 1e-6 absolute; objective and budget rows are scaled to this size.
 _SIZE = 1e4
-_RETRIES = 5
+_RETRIES = 20
 _INFEASIBLE = 2  # scipy's code
 
 
@@ -72,25 +72,26 @@ def maximum_within(model: Model, budgets: IntArray, gap: float, nodes: int) -> A
     if program is None:
         return Answer(None, -math.inf)
     room = budgets - model.base_cost - program.least
-    bound = math.inf
-    for _ in range(_RETRIES):
-        option, below = _run(program, room, gap, nodes)
-        bound = min(bound, below + model.base_value)
+    if (room < 0).any():
+        return Answer(None, -math.inf)
+    over: list[IntArray] = []
+    while True:
+        option, below = _run(program, room, over, gap, nodes)
+        bound = below + model.base_value
         if option is None:
             return Answer(None, bound)
         point = model.point(option)
         if (point.use <= budgets).all():
             return Answer(point, bound)
-        room = room - np.maximum(point.use - budgets, 0)
-    return Answer(None, bound)
+        if len(over) == _RETRIES:
+            return Answer(None, bound)
+        over.append(program.first[:-1] + option)
 
 
 def _run(
-    program: _Program, room: IntArray, gap: float, nodes: int
+    program: _Program, room: IntArray, over: list[IntArray], gap: float, nodes: int
 ) -> tuple[IntArray | None, float]:
     """The options found, if any, and the bound that HiGHS vouches for."""
-    if (room < 0).any():
-        return None, -math.inf
     unit = program.spread / _SIZE
     constraints = [LinearConstraint(program.matrix, program.right, program.right)]
     for cost, left in zip(program.cost, room, strict=True):
@@ -98,6 +99,11 @@ def _run(
         size = max(1.0, int(cost.max()) / step / _SIZE)
         row = csr_array(cost[None] / (step * size))
         constraints.append(LinearConstraint(row, -np.inf, int(left) // step / size))
+    for columns in over:
+        row = csr_array(
+            (np.ones(len(columns)), (np.zeros(len(columns)), columns)), shape=(1, len(program.loss))
+        )
+        constraints.append(LinearConstraint(row, -np.inf, len(columns) - 1.0))
     with without_lines(b"HighsMipSolverData::"):
         result = milp(
             program.loss / unit,

@@ -218,7 +218,9 @@ class Solution:
         bound: no assignment within the budgets is worth more.
         gap: (bound - value) / max(|bound|, |value|).
         use: per budget, including the fixed use.
-        prices: per budget, what one more unit of it would be worth at the bound.
+        prices: per budget, what one more unit of it would be worth at the bound.  If budgets
+            that can be met one by one cannot be met together: weights under which even the least
+            weighted use exceeds the weighted budgets, or zeros if only the search proved it.
         floor: per budget, the least use that any allowed assignment can reach, the other budgets
             ignored.  Empty if every combination is forbidden, whatever the budgets.
     """

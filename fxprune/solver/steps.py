@@ -1,9 +1,9 @@
 """One step of max-plus variable elimination: maximise one choice out of the tables that see it.
 
 With tables A(v, s), B(v, t), ... a step computes M(s, t) = max_v A(v, s) + B(v, t) + ...
-(a tropical matrix product), recovers the best v for given s and t, and, on the way back, turns the
-context D(s, t), the best that the rest of the problem can add, into the contexts of A, B, ...
-Only sums and maxima occur, so minus infinity needs no special care.
+(a tropical matrix product).  Afterwards it tells the sums for every v, given s and t; and, on the
+way back, turns the context D(s, t), the best that the rest of the problem can add, into the
+contexts of A, B, ...  Only sums and maxima occur, so minus infinity needs no special care.
 
 `DenseStep`, here, runs over all combinations in chunks that fit the cache.  `ListedStep`, in
 `listed.py`, runs over the allowed combinations only.
@@ -36,6 +36,11 @@ class Form:
     def count(self) -> int:
         return int(np.prod(self.shape)) if self.rows is None else len(self.rows)
 
+    def columns(self) -> dict[int, IntArray]:
+        """The listed rows by choice."""
+        assert self.rows is not None
+        return dict(zip(self.scope, self.rows.T, strict=True))
+
     @property
     def array_shape(self) -> tuple[int, ...]:
         return self.shape if self.rows is None else (len(self.rows),)
@@ -56,8 +61,8 @@ class Step(Protocol):
     def forward(self, tables: Sequence[FloatArray]) -> FloatArray:
         """The message M, of the form `out`."""
 
-    def decode(self, tables: Sequence[FloatArray], option: IntArray) -> int:
-        """The best option of the choice (the first of equals), given those of the out scope."""
+    def column(self, tables: Sequence[FloatArray], option: IntArray) -> FloatArray:
+        """The sum [r, size] for each option of the choice, given [r, choices] of the out scope."""
 
     def backward(self, tables: Sequence[FloatArray], context: FloatArray) -> dict[int, FloatArray]:
         """The contexts of the input tables, given that of the result."""
@@ -77,12 +82,12 @@ class DenseStep:
         sums = {scope: _sum(tables[i] for i in same) for scope, same in self._alike().items()}
         return _maximum(sums, self.out.scope, (self.choice,), self._sizes())
 
-    def decode(self, tables: Sequence[FloatArray], option: IntArray) -> int:
-        column = np.zeros(self.size)
+    def column(self, tables: Sequence[FloatArray], option: IntArray) -> FloatArray:
+        total = np.zeros((len(option), self.size))
         for number, scope in zip(self.inputs, self.scopes, strict=True):
-            place = tuple(slice(None) if v == self.choice else option[v] for v in scope)
-            column += tables[number][place]
-        return int(column.argmax())
+            first = tables[number].transpose(_order(scope, (*self.out.scope, self.choice)))
+            total += first[tuple(option[:, v] for v in self.out.scope if v in scope)]
+        return total
 
     def backward(self, tables: Sequence[FloatArray], context: FloatArray) -> dict[int, FloatArray]:
         sums = {scope: _sum(tables[i] for i in same) for scope, same in self._alike().items()}
@@ -123,6 +128,11 @@ def _sum(tables: Iterable[FloatArray]) -> FloatArray:
     return first
 
 
+def _order(scope: tuple[int, ...], axes: tuple[int, ...]) -> list[int]:
+    """The permutation of a table's axes that brings them into the order of `axes`."""
+    return sorted(range(len(scope)), key=lambda i: axes.index(scope[i]))
+
+
 def _maximum(
     tables: Mapping[tuple[int, ...], FloatArray],
     keep: tuple[int, ...],
@@ -136,9 +146,10 @@ def _maximum(
     axes = (*over, *keep)
     views = []
     for scope in sorted(tables, key=len):  # small ones first, so that their sum is small too
-        order = sorted(range(len(scope)), key=lambda i: axes.index(scope[i]))
         shape = [sizes[v] if v in scope else 1 for v in axes]
-        views.append(np.ascontiguousarray(tables[scope].transpose(order)).reshape(shape))
+        views.append(
+            np.ascontiguousarray(tables[scope].transpose(_order(scope, axes))).reshape(shape)
+        )
     best = np.full([sizes[v] for v in keep], -np.inf)
     length, rest = sizes[axes[0]], math.prod(sizes[v] for v in axes[1:])
     chunk = max(1, _CHUNK // rest) if over else length

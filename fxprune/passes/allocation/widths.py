@@ -186,7 +186,8 @@ class Tables:
 
     def at(self, options: Mapping[str, int]) -> float:
         """The sum of all tables when every choice takes the given option."""
-        found = [float(t[tuple(options[name] for name in scope)]) for scope, t in self.by_scope.items()]
+        places = {scope: tuple(options[name] for name in scope) for scope in self.by_scope}
+        found = [float(table[places[scope]]) for scope, table in self.by_scope.items()]
         return math.fsum([self.constant, *found])
 
 

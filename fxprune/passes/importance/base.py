@@ -1,9 +1,9 @@
 """What importance is: an order of the positions of every group, and a saliency for every weight.
 
-A weight counts only if both its input and its output channel stay (Jeong et al. 2022, "Optimal channel
-selection with discrete QCQP"), so what a layer is worth is pairwise: with `S` the saliency of its
-weight, summed over the kernel, keeping rows `A` and columns `B` is worth `S[A, B].sum()`. With the
-positions of each group in order of importance this is a two-dimensional prefix sum.
+A weight counts only if both its input and its output channel stay (Jeong et al. 2022, "Optimal
+channel selection with discrete QCQP"), so what a layer is worth is pairwise: with `S` the saliency
+of its weight, summed over the kernel, keeping rows `A` and columns `B` is worth `S[A, B].sum()`.
+With the positions of each group in order of importance this is a two-dimensional prefix sum.
 """
 
 from __future__ import annotations

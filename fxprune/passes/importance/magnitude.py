@@ -13,8 +13,8 @@ from fxprune.passes.layers import find_layers
 def magnitude(module: fx.GraphModule, analysis: Analysis) -> Importance:
     """Absolute weights, per layer relative to the layer's Frobenius norm.
 
-    The normalisation makes layers of different scale comparable (Jeong et al. 2022, "Optimal channel
-    selection with discrete QCQP", section 3).
+    The normalisation makes layers of different scale comparable (Jeong et al. 2022, "Optimal
+    channel selection with discrete QCQP", section 3).
     """
     parameters = dict(module.named_parameters())
     weights: dict[str, Array] = {}

@@ -1,8 +1,8 @@
 """First-order Taylor: how much the loss would change if a weight were zero.
 
-Setting `w` to zero changes the loss by `-w dL/dw` to first order (Molchanov et al. 2019, "Importance
-estimation for neural network pruning"). Contributions of one channel are added up over everything
-that goes with it, batch norm included, and only then taken absolute (HALP, section 3.1).
+Setting `w` to zero changes the loss by `-w dL/dw` to first order (Molchanov et al. 2019,
+"Importance estimation for neural network pruning"). Contributions of one channel are added up over
+everything that goes with it, batch norm included, and only then taken absolute (HALP, section 3.1).
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def taylor(
     model = copy.deepcopy(module).eval()
     device = batches.device_of(model)
     names = {layer.weight for layer in find_layers(module, analysis)}
-    parameters = {n: p.requires_grad_(p.is_floating_point()) for n, p in model.named_parameters()}
+    parameters = {
+        name: parameter.requires_grad_()
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
+    }
     weights: dict[str, Array] = {}
     scores = {group.atom: np.zeros(group.size) for group in analysis.groups}
     _, stream = batches.first_of(data)
@@ -59,9 +63,7 @@ def taylor(
     for inputs, targets in stream:
         if done == limit:
             break
-        model.zero_grad(set_to_none=True)
-        _loss(model, inputs, targets, loss, device, done).backward()
-        changes = _changes(parameters)
+        changes = _changes(_loss(model, inputs, targets, loss, device, done), parameters)
         for name in names & changes.keys():
             change = changes[name]
             matrix = np.abs(change.reshape(*change.shape[:2], -1).sum(axis=2))
@@ -105,13 +107,14 @@ def _loss(
     return value
 
 
-def _changes(parameters: Mapping[str, Tensor]) -> dict[str, Array]:
-    """`w dL/dw` of every parameter that has a gradient."""
+def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
+    """`w dL/dw` of every parameter that the loss depends on."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     changes: dict[str, Array] = {}
-    for name, parameter in parameters.items():
-        if parameter.grad is None:
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        if gradient is None:
             continue
-        change = (parameter.detach() * parameter.grad).double().cpu().numpy()
+        change = (parameter.detach() * gradient).double().cpu().numpy()
         if not np.isfinite(change).all():
             raise InputError(
                 f"The gradient of {name} is not finite", fix="Look for overflow in the loss"

@@ -8,7 +8,7 @@ that the cost of any choice of widths is exact.
 from __future__ import annotations
 
 from fxprune.axes import ONE, Axis, product
-from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule
+from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule, tensors
 
 SPATIAL = "spatial position of a convolution"
 
@@ -41,7 +41,7 @@ def convolution(op: Op) -> Outputs:
     return (batch, out_channels, *out_places)
 
 
-@rule("mm", "mv", "dot")
+@rule("mm", "mv", "dot", "vdot")
 def matrix_product(op: Op) -> Outputs:
     """`(m, k) @ (k, n)`, either side possibly a vector."""
     left, right = (op.axes(t) for t in op.args)
@@ -89,18 +89,26 @@ def biased_product(op: Op) -> Outputs:
     "_scaled_dot_product_fused_attention_overrideable",
 )
 def attention(op: Op) -> Outputs:
-    """`softmax(q k^T * scale) v`: q and k share a head width, k and v share the tokens."""
+    """`softmax(q k^T * scale + mask) v`: q and k share a head width, k and v share the tokens.
+
+    Where several query heads share a head of k and v, the query heads are `shared * copies`.
+    """
     query, key, value = (op.axes(t) for t in op.args[:3])
-    for dim in (0, 1):
-        op.unify(query[dim], key[dim])
-        op.unify(query[dim], value[dim])
+    op.unify(query[0], key[0])
+    op.unify(query[0], value[0])
+    op.unify(key[1], value[1])
+    shared, copies = op.factor(query[1], (key[1].size, query[1].size // key[1].size))
+    op.unify(shared, key[1])
     op.unify(query[3], key[3])
     op.unify(key[2], value[2])
     op.freeze(key[2], "softmax over the tokens")
-    lead = (query[0], query[1], query[2], key[2])
+    heads = product((shared, copies))
+    lead = (query[0], heads, query[2], key[2])
+    masks = [op.axes(mask) for mask in tensors([op.args[3:], op.kwargs])]
+    broadcast_axes(op, [lead, *masks], [axis.size for axis in lead])
     op.contract((*lead, query[3]))
     op.contract((*lead, value[3]))
-    out = (query[0], query[1], query[2], value[3])
+    out = (query[0], heads, query[2], value[3])
     extras = op.out[1:] if isinstance(op.out, (list, tuple)) else ()
     rest = [
         tuple(op.frozen(size, "statistics of attention") for size in extra.shape)

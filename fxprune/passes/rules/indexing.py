@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.axes import Axis
+from fxprune.axes import ONE, Axis
 from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule
 
 CHOSEN = "positions are chosen by an index tensor"
@@ -40,9 +40,10 @@ def index(op: Op) -> Outputs:
 
 @rule("index_select")
 def index_select(op: Op) -> Outputs:
-    """One dimension indexed by a vector."""
-    value, dim, _ = op.args
-    axes = list(op.axes(value))
+    """One dimension indexed by a vector, whose own positions stay too."""
+    axes = list(op.axes(op.args[0]))
+    dim, chosen = op.arg(1, "dim"), op.arg(2, "index")
     op.freeze(axes[dim], CHOSEN)
-    axes[dim] = op.frozen(op.out.shape[dim], CHOSEN)
+    axes[dim] = op.axes(chosen)[0] if chosen.dim() else ONE
+    op.freeze(axes[dim], CHOSEN)
     return tuple(axes)

@@ -68,6 +68,15 @@ def group_norm(op: Op) -> Outputs:
     return [axes, *(_statistics(op, t.shape) for t in tensors(op.out)[1:])]
 
 
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(op: Op) -> Outputs:
+    """`v * (g / |v|)`, one norm for each position of `dim`: a sum over the others (Salimans 2016)."""
+    direction, magnitude = op.axes(op.args[0]), op.axes(op.args[1])
+    dim = op.arg(2, "dim", 0)
+    op.unify(direction[dim], magnitude[dim])
+    return [direction, *(magnitude for _ in tensors(op.out)[1:])]
+
+
 def freeze_unless_renormalised(op: Op, axes: Sequence[Axis]) -> None:
     """Keep `axes` dense if the verifier's reference cannot normalise over the kept positions."""
     if not op.renormalises:

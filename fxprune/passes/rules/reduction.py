@@ -24,9 +24,7 @@ def reduced(op: Op) -> Outputs:
     return _reduced(op, dims, _keepdim(op))
 
 
-@rule(
-    "max", "min", "median", "nanmedian", "mode", "logsumexp", "std", "var", "var_mean", "std_mean"
-)
+@rule("max", "min", "median", "nanmedian", "logsumexp", "std", "var", "var_mean", "std_mean")
 def extremes(op: Op) -> Outputs:
     """Reductions with several results or overloads; `max(a, b)` of two tensors is pointwise."""
     if len(tensors(op.args)) == 2:
@@ -39,9 +37,11 @@ def extremes(op: Op) -> Outputs:
 
 @rule("linalg_vector_norm", "norm")
 def vector_norm(op: Op) -> Outputs:
-    """The norm over a set of positions."""
+    """The norm over a set of positions: of positive order, it is a sum, to which zeros add nothing."""
     dims = op.arg(2, "dim")
-    _freeze(op, dims)
+    order = op.arg(1, "p" if "norm.Scalar" in str(op.func) else "ord", 2)
+    if not (isinstance(order, (int, float)) and order > 0):
+        _freeze(op, dims)
     return _reduced(op, dims, _keepdim(op))
 
 
@@ -66,6 +66,14 @@ def along(op: Op) -> Outputs:
     axes = op.axes(op.args[0])
     op.freeze(axes[dim], f"positions depend on each other along dimension {dim}")
     return [axes for _ in tensors(op.out)]
+
+
+@rule("mode")
+def mode(op: Op) -> Outputs:
+    """The most frequent value along one dimension, by default the last."""
+    dim = op.arg(1, "dim", -1)
+    _freeze(op, dim)
+    return _reduced(op, dim, _keepdim(op))
 
 
 @rule("topk", "kthvalue")

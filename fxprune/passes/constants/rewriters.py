@@ -1,68 +1,21 @@
-"""Shape constants of a captured graph, re-evaluated from the axes of what each node yields.
-
-`view(b, 12, 64)`, `split(256)`, `x[:, 64:]`, `groups=32`, `normalized_shape` are written for the dense
-widths. Each rewriter below replaces the entries whose axis loses positions, and only those: `-1` and
-sizes computed at run time stay, so a graph keeps taking the batch sizes it took.
-
-Numbers that come from a width but are not a shape (the `1/sqrt(d)` of attention) are no business of
-the slim network: they keep their dense value.
-"""
+"""One rewriter for each family of operations that takes sizes, counts or positions."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxprune.axes import Axes, Axis, atoms
+from fxprune.axes import Axes, Axis, product
+from fxprune.passes.constants.arguments import argument, operation, set_argument
+from fxprune.passes.constants.scope import Scope
 from fxprune.passes.infer import Analysis
 from fxprune.passes.slimming import Kept
 
 aten = torch.ops.aten
-
-
-@dataclass
-class Scope:
-    """What a rewriter may ask about the graph."""
-
-    graph: fx.Graph
-    analysis: Analysis
-    kept: Kept
-    width_dependent: set[fx.Node] = field(default_factory=set)
-
-    def result(self, node: fx.Node, index: int = 0) -> Axes:
-        """Axes of tensor number `index` of what `node` yields."""
-        return self.analysis.values[node.name][index]
-
-    def results(self, node: fx.Node) -> tuple[Axes, ...]:
-        """Axes of every tensor that `node` yields."""
-        return self.analysis.values[node.name]
-
-    def number(self, value: Any) -> Any:
-        """The dense value of a constant or of a node without tensors."""
-        return self.analysis.scalars[value.name] if isinstance(value, fx.Node) else value
-
-    def follows_input(self, axis: Axis) -> bool:
-        """Whether `axis` holds a dimension of the model's input, whose size may vary."""
-        reasons = (self.analysis.reasons.get(atom) for atom in atoms(axis))
-        return any(reason is not None and reason.rule == "input" for reason in reasons)
-
-    def sizes(self, shape: Sequence[Any], axes: Axes) -> tuple[Any, ...]:
-        """`shape`, constant where its axis loses positions."""
-        return tuple(map(self._size, shape, axes))
-
-    def _size(self, size: Any, axis: Axis) -> Any:
-        if not isinstance(size, fx.Node) and size == -1:
-            return size
-        if self.kept.touches(axis):
-            return self.kept.size(axis)
-        return self.number(size) if size in self.width_dependent else size
-
 
 Rewriter = Callable[[Scope, fx.Node], None]
 REWRITERS: dict[str, Rewriter] = {}
@@ -81,22 +34,9 @@ def rewriter(*names: str) -> Callable[[Rewriter], Rewriter]:
     return add
 
 
-def operation(node: fx.Node) -> str | None:
-    """The name of the tensor operation that `node` calls, whatever its form; None for modules."""
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op != "call_function":
-        return None
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is not None:
-        return str(packet.__name__)
-    return getattr(node.target, "__name__", None)
-
-
 def rewrite_constants(graph: fx.Graph, analysis: Analysis, kept: Kept) -> None:
     """Rewrite every shape constant of `graph` in place; nodes are named as in `analysis`."""
     scope = Scope(graph, analysis, kept)
-    scope.width_dependent = width_dependent(graph, analysis, kept)
     for node in list(graph.nodes):
         if node.op not in ("call_function", "call_method") or not analysis.values.get(node.name):
             continue
@@ -104,50 +44,6 @@ def rewrite_constants(graph: fx.Graph, analysis: Analysis, kept: Kept) -> None:
         if rewrite is not None:
             rewrite(scope, node)
         _dense_numbers(scope, node)
-
-
-# -- numbers computed from sizes ---------------------------------------------------------------------
-
-
-def width_dependent(graph: fx.Graph, analysis: Analysis, kept: Kept) -> set[fx.Node]:
-    """Nodes that hold no tensor and whose value depends on a size that changes."""
-    depends: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.name not in analysis.scalars or node.op == "output":
-            continue
-        source = node.args[0] if node.args else None
-        axes = analysis.values.get(source.name) if isinstance(source, fx.Node) else None
-        if axes:
-            depends[node] = _size_query(node, axes[0], kept)
-        elif node.target is operator.getitem and isinstance(depends.get(source), tuple):
-            index = node.args[1]
-            known = isinstance(index, (int, slice))
-            depends[node] = depends[source][index] if known else any(depends[source])
-        else:
-            depends[node] = any(_any(depends.get(n, False)) for n in node.all_input_nodes)
-    return {node for node, changed in depends.items() if _any(changed)}
-
-
-def _size_query(node: fx.Node, axes: Axes, kept: Kept) -> Any:
-    """Which parts of the answer of `x.shape`, `x.size(1)`, `len(x)`, ... change."""
-    touched = tuple(kept.touches(axis) for axis in axes)
-    name = operation(node)
-    if name == "getattr" and node.args[1] == "shape":
-        return touched
-    if name in ("size", "sym_size"):
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if dim is None:
-            return touched
-        return touched[dim] if isinstance(dim, int) else any(touched)
-    if name == "len":
-        return touched[0]
-    if name in ("getattr", "dim", "device", "is_floating_point", "ndimension"):
-        return False
-    return any(touched)
-
-
-def _any(value: Any) -> bool:
-    return any(value) if isinstance(value, tuple) else bool(value)
 
 
 def _dense_numbers(scope: Scope, node: fx.Node) -> None:
@@ -160,22 +56,6 @@ def _dense_numbers(scope: Scope, node: fx.Node) -> None:
             node.kwargs = fx.map_arg(node.kwargs, replace)
 
 
-# -- arguments by name or position -------------------------------------------------------------------
-
-
-def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """Argument `name` of `node`, given by position or by keyword."""
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
-
-
-def set_argument(node: fx.Node, index: int, name: str, value: Any) -> None:
-    """Replace argument `name` of `node` where it stands; as a keyword if it was not given."""
-    if index < len(node.args):
-        node.args = (*node.args[:index], value, *node.args[index + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, name: value}
-
-
 def shape_argument(
     scope: Scope, node: fx.Node, index: int, axes: Axes, names: Sequence[str] = ("size", "shape")
 ) -> None:
@@ -183,54 +63,21 @@ def shape_argument(
     if index >= len(node.args):
         name = next((n for n in names if n in node.kwargs), None)
         if name is not None:
-            node.kwargs = {**node.kwargs, name: _shape(scope, node, node.kwargs[name], axes)}
+            node.kwargs = {**node.kwargs, name: scope.shape(node, node.kwargs[name], axes)}
         return
     first = node.args[index]
     if isinstance(first, (tuple, list)) or isinstance(scope.number(first), (tuple, list)):
-        set_argument(node, index, names[0], _shape(scope, node, first, axes))
+        set_argument(node, index, names[0], scope.shape(node, first, axes))
         return
     count = len(axes)
-    shape = scope.sizes(node.args[index : index + count], axes)
+    shape = scope.sizes(node, node.args[index : index + count], axes)
     node.args = (*node.args[:index], *shape, *node.args[index + count :])
 
 
-def _shape(scope: Scope, node: fx.Node, shape: Any, axes: Axes) -> Any:
-    if not isinstance(shape, fx.Node):
-        return scope.sizes(shape, axes)
-    if not any(map(scope.kept.touches, axes)) and shape not in scope.width_dependent:
-        return shape
-    with scope.graph.inserting_before(node):
-        entries = [
-            scope.kept.size(axis)
-            if scope.kept.touches(axis)
-            else scope.graph.call_function(operator.getitem, (shape, dim))
-            for dim, axis in enumerate(axes)
-        ]
-    return tuple(entries)
 
-
-# -- one rewriter per family of operations -----------------------------------------------------------
-
-
-@rewriter("view", "reshape", "_unsafe_view", "view_copy")
-def reshape(scope: Scope, node: fx.Node) -> None:
-    """The shape is the second argument, the result's axes say what it must be.
-
-    A dimension that holds the batch beside slimmed channels (heads folded into the batch) is left
-    for `view` to find out: written down, it would tie the graph to one batch size.
-    """
-    axes = scope.result(node)
-    mixed = [scope.kept.touches(axis) and scope.follows_input(axis) for axis in axes]
-    shape_argument(scope, node, 1, axes)
-    if any(mixed):
-        entries = list(node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:])
-        if -1 not in [entry for entry in entries if isinstance(entry, int)]:
-            entries[mixed.index(True)] = -1
-            node.args = (node.args[0], entries)
-
-
-@rewriter("expand", "broadcast_to", "new_zeros", "new_ones", "new_empty", "new_full")
-def expand(scope: Scope, node: fx.Node) -> None:
+@rewriter("view", "reshape", "_unsafe_view", "view_copy", "expand", "broadcast_to")
+@rewriter("new_zeros", "new_ones", "new_empty", "new_full")
+def shaped(scope: Scope, node: fx.Node) -> None:
     """The shape is the second argument, the result's axes say what it must be."""
     shape_argument(scope, node, 1, scope.result(node))
 
@@ -245,21 +92,39 @@ def create(scope: Scope, node: fx.Node) -> None:
 def unflatten(scope: Scope, node: fx.Node) -> None:
     """`unflatten(x, dim, sizes)`: the sizes of the new dimensions alone."""
     axes = scope.result(node)
-    sizes = argument(node, 2, "sizes")
-    dim = argument(node, 1, "dim")
     source = scope.result(node.args[0])
-    first = dim % len(source)
+    first = argument(node, 1, "dim") % len(source)
     new = axes[first : first + len(axes) - len(source) + 1]
-    if not isinstance(sizes, (tuple, list)):
-        sizes = node.args[2:]
-        node.args = node.args[:2]
-    set_argument(node, 2, "sizes", scope.sizes(sizes, new))
+    shape_argument(scope, node, 2, new, ("sizes",))
+
+
+@rewriter("repeat_interleave")
+def repeat_interleave(scope: Scope, node: fx.Node) -> None:
+    """`repeat_interleave(x, repeats, dim)`: the copies are an axis too, and may be fewer now."""
+    repeats, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
+    source = scope.result(node.args[0])
+    before = scope.kept.size(product(source) if dim is None else source[dim])
+    after = scope.kept.size(scope.result(node)[dim or 0])
+    if isinstance(scope.number(repeats), int) and scope.kept.touches(scope.result(node)[dim or 0]):
+        set_argument(node, 1, "repeats", after // before)
+        node.kwargs = {name: v for name, v in node.kwargs.items() if name != "output_size"}
 
 
 @rewriter("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split")
 def split(scope: Scope, node: fx.Node) -> None:
     """Pieces that were equal may no longer be: all become `split` with explicit sizes."""
-    dim = argument(node, 2, "dim", 0)
+    _split_by_sizes(scope, node, argument(node, 2, "dim", 0))
+
+
+@rewriter("hsplit", "vsplit", "dsplit")
+def split_by_name(scope: Scope, node: fx.Node) -> None:
+    """As `split`; the dimension is part of the name."""
+    dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}[operation(node) or ""]
+    rank = len(scope.result(node.args[0]))
+    _split_by_sizes(scope, node, min(dim, rank - 1))
+
+
+def _split_by_sizes(scope: Scope, node: fx.Node, dim: int) -> None:
     source = scope.result(node.args[0])
     if not scope.kept.touches(source[dim]):
         return
@@ -271,6 +136,36 @@ def split(scope: Scope, node: fx.Node) -> None:
         else ("split" if node.op == "call_method" else torch.split)
     )
     node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+@rewriter("squeeze")
+def squeeze(scope: Scope, node: fx.Node) -> None:
+    """A dimension with one position left is not one that had only one: it is not dropped."""
+    axes = scope.result(node.args[0])
+    dims = argument(node, 1, "dim")
+    named = range(len(axes)) if dims is None else [dims] if isinstance(dims, int) else dims
+    if any(axes[d].size != 1 and scope.kept.size(axes[d]) == 1 for d in named):
+        dropped = tuple(sorted({d % len(axes) for d in named if axes[d].size == 1}))
+        if hasattr(node.target, "overloadpacket"):
+            node.target = aten.squeeze.dims
+        node.args, node.kwargs = (node.args[0], dropped), {}
+
+
+@rewriter("pad", "constant_pad_nd")
+def pad(scope: Scope, node: fx.Node) -> None:
+    """Negative padding cuts positions off, of which fewer may be left."""
+    axes = scope.result(node.args[0])
+    amounts = list(argument(node, 1, "pad"))
+    for place in range(0, len(amounts), 2):
+        axis = axes[len(axes) - 1 - place // 2]
+        before, after = (scope.number(amount) for amount in amounts[place : place + 2])
+        if before < 0:
+            amounts[place] = -scope.kept.before(axis, -before)
+        if after < 0:
+            left = scope.kept.before(axis, axis.size + after)
+            amounts[place + 1] = left - scope.kept.size(axis)
+    if any(map(scope.kept.touches, axes)):
+        set_argument(node, 1, "pad", amounts)
 
 
 @rewriter("narrow")
@@ -366,7 +261,7 @@ def normalized_shape(scope: Scope, node: fx.Node) -> None:
     shape = argument(node, 1, "normalized_shape")
     count = len(scope.number(shape))
     axes = scope.result(node.args[0])[-count:]
-    set_argument(node, 1, "normalized_shape", _shape(scope, node, shape, axes))
+    set_argument(node, 1, "normalized_shape", scope.shape(node, shape, axes))
 
 
 @rewriter("group_norm")

@@ -1,4 +1,4 @@
-"""A module in the form that `torch.export` takes for every backend, and the way back to its nodes.
+"""`torch.export`, as every ahead-of-time backend starts, and the way back to the nodes exported.
 
 Exporters number operators afresh, but they record the stack of module calls that each came from.
 So every node of a captured graph is run inside the call of an empty module that carries its name.
@@ -6,22 +6,54 @@ So every node of a captured graph is run inside the call of an empty module that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError, UserErrorType
 
+from fxprune.backends.modules import Adapter
 from fxprune.backends.signature import Signature
+from fxprune.errors import InputError
 
 _PREFIX = "node_"
 
 
-def positional(module: nn.Module) -> nn.Module:
-    """A module that computes the same and takes `*inputs`, whatever its forward calls them."""
-    if isinstance(module, fx.GraphModule):
-        return _ScopedGraph(module)
-    return _Positional(module)
+def export(
+    module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature
+) -> torch.export.ExportedProgram:
+    """Export a module in evaluation mode; the program takes `*inputs`.
+
+    Raises `InputError` if a range of batches is asked for and the module fixes its batch.
+    """
+    if isinstance(module, Adapter) and isinstance(module.module, fx.GraphModule):
+        module.module = _ScopedGraph(module.module)
+    scoped = _ScopedGraph(module) if isinstance(module, fx.GraphModule) else _Positional(module)
+    shapes: tuple[Any, ...] | None = None
+    if signature.batch_range is not None:
+        low, high = signature.batch_range
+        free = {0: torch.export.Dim("batch", min=low, max=high)}
+        shapes = (tuple(free if batched else None for batched in signature.batched),)
+        # A batch of 1 would be taken for a constant, so a second sample is put beside it.
+        inputs = tuple(
+            torch.cat([tensor, tensor]) if batched and tensor.shape[0] == 1 else tensor
+            for tensor, batched in zip(inputs, signature.batched, strict=True)
+        )
+    with warnings.catch_warnings(), torch.no_grad():
+        # Export warns about its own internals, which no caller of ours can act upon.
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(scoped, inputs, dynamic_shapes=shapes, strict=False)
+        except UserError as error:
+            if error.error_type != UserErrorType.CONSTRAINT_VIOLATION:
+                raise
+            raise InputError(
+                "the model fixes its batch size, so a range of batches cannot be compiled",
+                f"batch_range {signature.batch_range}",
+                "leave batch_range unset",
+            ) from error
 
 
 def input_names(module: nn.Module, count: int) -> list[str]:
@@ -34,26 +66,11 @@ def input_names(module: nn.Module, count: int) -> list[str]:
 def node_of(scopes: Sequence[str]) -> str | None:
     """The fx node that a stack of module names leads through, else the innermost module path."""
     for scope in scopes:
-        if scope.startswith(_PREFIX):
-            return scope.removeprefix(_PREFIX)
+        _, _, name = scope.rpartition(".")
+        if name.startswith(_PREFIX):
+            return name.removeprefix(_PREFIX)
     paths = [scope for scope in scopes[:-1] if scope.startswith("module.")]
     return paths[-1].removeprefix("module.") if paths else None
-
-
-def batch_shapes(
-    inputs: tuple[Tensor, ...], signature: Signature
-) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
-    """Inputs to export with and their `dynamic_shapes`: the batch varies if that is asked for."""
-    if signature.batch_range is None:
-        return inputs, None
-    # A batch of 1 would be taken for a constant, so a second sample is put beside it.
-    pairs = tuple(
-        torch.cat([tensor, tensor]) if batched and tensor.shape[0] == 1 else tensor
-        for tensor, batched in zip(inputs, signature.batched, strict=True)
-    )
-    low, high = signature.batch_range
-    free = {0: torch.export.Dim.AUTO(min=low, max=high)}
-    return pairs, (tuple(free if batched else None for batched in signature.batched),)
 
 
 class _Positional(nn.Module):

@@ -1,0 +1,160 @@
+"""Torch-TensorRT, ahead of time: `torch.export`, then `torch_tensorrt.dynamo`.
+
+https://docs.pytorch.org/TensorRT/py_api/dynamo.html
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental import _config as symbolic_shapes
+
+from fxprune.backends import exporting
+from fxprune.backends.base import Backend, Engine
+from fxprune.backends.modules import adapted
+from fxprune.backends.settings import Precision, Settings
+from fxprune.backends.signature import Signature
+from fxprune.backends.tensorrt import cuda_package
+from fxprune.errors import BackendError
+from fxprune.files import atomic_path
+
+_MANIFEST = "fxprune.json"
+
+
+@dataclass(frozen=True)
+class TorchTensorRtEngine(Engine):
+    """The compiled graph module, in which every operator runs in a TensorRT engine."""
+
+    module: Any = field(repr=False)
+    examples: tuple[Any, ...] = field(repr=False)
+
+    def run(self, *inputs: Tensor) -> Any:
+        with torch.no_grad():
+            return self.module(*inputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write an exported program with its engines, as `torch_tensorrt.load` takes it.
+
+        The file holds native code: load it only if trusted.
+        """
+        import torch_tensorrt
+
+        manifest = {"settings": self.settings.to_json(), "signature": self.signature.to_json()}
+        with atomic_path(path) as temporary:
+            torch_tensorrt.save(
+                self.module,
+                str(temporary),
+                output_format="exported_program",
+                arg_inputs=list(self.examples),
+                extra_files={_MANIFEST: json.dumps(manifest)},
+            )
+
+
+class TorchTensorRtBackend(Backend):
+    """Compiles the whole module or nothing; fp32 (with TF32), fp16 and bf16."""
+
+    name = "torch_tensorrt"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+    device_types = ("cuda",)
+
+    def unavailable(self) -> str | None:
+        return cuda_package("torch_tensorrt")
+
+    def version(self) -> str:
+        import tensorrt
+        import torch_tensorrt
+
+        return f"torch_tensorrt {torch_tensorrt.__version__}, tensorrt {tensorrt.__version__}"
+
+    def build(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        settings: Settings,
+        signature: Signature,
+    ) -> Engine:
+        import torch_tensorrt
+
+        # Without this PyTorch records a smallest batch of 1 as 2, and the engine would refuse 1.
+        with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            program = exporting.export(adapted(module, settings), inputs, signature)
+        examples = compiler_inputs(inputs, signature)
+        compiled = torch_tensorrt.dynamo.compile(
+            program, arg_inputs=list(examples), **compiler_options()
+        )
+        refuse_fall_back(compiled)
+        return TorchTensorRtEngine(self.name, settings, signature, compiled, examples)
+
+    def restore(self, path: Path) -> Engine:
+        import torch_tensorrt
+
+        extra = {_MANIFEST: ""}
+        module = torch_tensorrt.load(str(path), extra_files=extra).module()
+        manifest = json.loads(extra[_MANIFEST])
+        settings = Settings.from_json(manifest["settings"])
+        signature = Signature.from_json(manifest["signature"])
+        zeros = zip(signature.shapes, signature.dtypes, strict=True)
+        inputs = tuple(torch.zeros(shape, dtype=dtype, device="cuda") for shape, dtype in zeros)
+        examples = compiler_inputs(inputs, signature)
+        return TorchTensorRtEngine(self.name, settings, signature, module, examples)
+
+
+def compiler_inputs(inputs: tuple[Tensor, ...], signature: Signature) -> tuple[Any, ...]:
+    """Inputs as Torch-TensorRT takes them: tensors, or ranges of shapes where the batch varies."""
+    import torch_tensorrt
+
+    if signature.batch_range is None:
+        return inputs
+    low, high = signature.batch_range
+    return tuple(
+        torch_tensorrt.Input(
+            min_shape=(low, *tensor.shape[1:]),
+            opt_shape=tuple(tensor.shape),
+            max_shape=(high, *tensor.shape[1:]),
+            dtype=tensor.dtype,
+        )
+        if batched
+        else tensor
+        for tensor, batched in zip(inputs, signature.batched, strict=True)
+    )
+
+
+def compiler_options() -> dict[str, Any]:
+    """Everything in TensorRT or an error, and precision as the graph's own dtypes say."""
+    import torch_tensorrt
+
+    options: dict[str, Any] = {"require_full_compilation": True}
+    settings = torch_tensorrt.dynamo.CompilationSettings
+    # Newer releases are always strongly typed and do not have the option any more.
+    if "use_explicit_typing" in {field.name for field in fields(settings)}:
+        options["use_explicit_typing"] = True
+    return options
+
+
+def refuse_fall_back(compiled: fx.GraphModule) -> None:
+    """Raise `BackendError` unless all operators run in engines; PyTorch would run the rest."""
+    engines = {
+        name
+        for name, child in compiled.named_children()
+        if type(child).__name__.endswith("TorchTensorRTModule")
+    }
+    left = [
+        node.name
+        for node in compiled.graph.nodes
+        if (node.op == "call_module" and node.target not in engines)
+        or (node.op in ("call_function", "call_method") and node.target is not operator.getitem)
+    ]
+    if left or not engines:
+        raise BackendError(
+            f"Torch-TensorRT left operators to PyTorch: {', '.join(left) or 'all of them'}",
+            fix="replace them in the model, or use the inductor backend",
+        )
+
+
+BACKEND = TorchTensorRtBackend()

@@ -1,0 +1,151 @@
+"""What a rewriter may ask: axes of results, numbers computed from sizes, and shapes that fit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import fx
+
+from fxprune.axes import Atom, Axes, Axis, atoms
+from fxprune.passes.constants.arguments import operation
+from fxprune.passes.infer import Analysis
+from fxprune.passes.slimming import Kept
+
+# Queries of a tensor whose answer does not depend on its sizes.
+SIZELESS = frozenset({"getattr", "dim", "ndimension", "is_floating_point", "is_complex"})
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A graph on its way from dense to slim; nodes are named as in `analysis`."""
+
+    graph: fx.Graph
+    analysis: Analysis
+    kept: Kept
+
+    def result(self, node: fx.Node, index: int = 0) -> Axes:
+        """Axes of tensor number `index` of what `node` yields."""
+        return self.analysis.values[node.name][index]
+
+    def results(self, node: fx.Node) -> tuple[Axes, ...]:
+        """Axes of every tensor that `node` yields."""
+        return self.analysis.values[node.name]
+
+    def number(self, value: Any) -> Any:
+        """The dense value of a constant or of a node without tensors."""
+        return self.analysis.scalars[value.name] if isinstance(value, fx.Node) else value
+
+    @cached_property
+    def width_dependent(self) -> frozenset[fx.Node]:
+        """Nodes that hold no tensor and whose value depends on a size that changes."""
+        return frozenset(_width_dependent(self))
+
+    @cached_property
+    def _input_atoms(self) -> frozenset[Atom]:
+        places = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return frozenset(
+            atom
+            for node in places
+            for axes in self.analysis.values.get(node.name, ())
+            for axis in axes
+            for atom in atoms(axis)
+        )
+
+    def follows_input(self, axis: Axis) -> bool:
+        """Whether `axis` holds a dimension of the model's input, whose size may vary."""
+        return any(atom in self._input_atoms for atom in atoms(axis))
+
+    def sizes(self, node: fx.Node, shape: Sequence[Any], axes: Axes) -> tuple[Any, ...]:
+        """`shape`, an argument of `node`, with the sizes that `axes` have in the slim model."""
+        return tuple(self._size(node, size, axis) for size, axis in zip(shape, axes, strict=False))
+
+    def shape(self, node: fx.Node, shape: Any, axes: Axes) -> Any:
+        """As `sizes`, for a shape that may be a node of its own, such as `x.shape`."""
+        if not isinstance(shape, fx.Node):
+            return self.sizes(node, shape, axes)
+        if not any(map(self.kept.touches, axes)) and shape not in self.width_dependent:
+            return shape
+        with self.graph.inserting_before(node):
+            return tuple(
+                self.kept.size(axis)
+                if self.kept.touches(axis)
+                else self.graph.call_function(operator.getitem, (shape, dim))
+                for dim, axis in enumerate(axes)
+            )
+
+    def _size(self, node: fx.Node, size: Any, axis: Axis) -> Any:
+        if not isinstance(size, fx.Node) and size == -1:
+            return size
+        if not self.kept.touches(axis):
+            return self.number(size) if size in self.width_dependent else size
+        wanted = self.kept.size(axis)
+        if not isinstance(size, fx.Node) or not self.follows_input(axis):
+            return wanted
+        # Heads folded into the batch: written down, the size would tie the graph to one batch.
+        with self.graph.inserting_before(node):
+            scaled = self.graph.call_function(operator.mul, (size, wanted))
+            return self.graph.call_function(operator.floordiv, (scaled, self.slim_number(size)))
+
+    def slim_number(self, value: Any) -> Any:
+        """What a node without tensors yields in the slim model, for the example inputs."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value not in self.width_dependent:
+            return self.number(value)
+        source = value.args[0]
+        axes = self.analysis.values.get(source.name) if isinstance(source, fx.Node) else None
+        if axes:
+            shape = tuple(map(self.kept.size, axes[0]))
+            dim = value.args[1] if len(value.args) > 1 else value.kwargs.get("dim")
+            match operation(value):
+                case "size" | "sym_size" if dim is not None:
+                    return shape[self.slim_number(dim)]
+                case "len":
+                    return shape[0]
+                case _:
+                    return shape
+        args = fx.node.map_aggregate(value.args, self.slim_number)
+        assert callable(value.target)
+        return value.target(*args)
+
+
+def _width_dependent(scope: Scope) -> set[fx.Node]:
+    depends: dict[fx.Node, Any] = {}
+    for node in scope.graph.nodes:
+        if node.name not in scope.analysis.scalars or node.op == "output":
+            continue
+        source = node.args[0] if node.args else None
+        axes = scope.analysis.values.get(source.name) if isinstance(source, fx.Node) else None
+        if axes:
+            depends[node] = _size_query(node, axes[0], scope.kept)
+        elif node.target is operator.getitem and isinstance(depends.get(source), tuple):
+            index = node.args[1]
+            known = isinstance(index, (int, slice))
+            depends[node] = depends[source][index] if known else any(depends[source])
+        else:
+            depends[node] = any(_any(depends.get(n, False)) for n in node.all_input_nodes)
+    return {node for node, changed in depends.items() if _any(changed)}
+
+
+def _size_query(node: fx.Node, axes: Axes, kept: Kept) -> Any:
+    """Which parts of the answer of `x.shape`, `x.size(1)`, `len(x)`, ... change."""
+    touched = tuple(kept.touches(axis) for axis in axes)
+    name = operation(node)
+    if name == "getattr" and node.args[1] == "shape":
+        return touched
+    if name in ("size", "sym_size"):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if dim is None:
+            return touched
+        return touched[dim] if isinstance(dim, int) else any(touched)
+    if name == "len":
+        return touched[0]
+    return name not in SIZELESS and any(touched)
+
+
+def _any(value: Any) -> bool:
+    return any(value) if isinstance(value, tuple) else bool(value)

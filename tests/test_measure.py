@@ -1,0 +1,202 @@
+"""Measuring: the estimate, its spread, the clocks, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fxprune.backends import Engine, Region, Settings, get_backend
+from fxprune.backends.signature import Signature
+from fxprune.errors import InputError, MeasurementError
+from fxprune.measure import (
+    Measurement,
+    Ratio,
+    Timing,
+    _estimate,
+    _spread,
+    measure,
+    measure_interleaved,
+    ratio,
+)
+
+INPUTS = (torch.zeros(1),)
+QUICK = Timing(tolerance=0.05, max_seconds=2.0, warm_up=0.0)
+
+
+@dataclass(frozen=True)
+class Scripted(Engine):
+    """An engine that does as it is told."""
+
+    action: Callable[[], object]
+
+    def run(self, *inputs: Tensor) -> Any:
+        return self.action()
+
+    def save(self, path: str | Path) -> None:
+        raise NotImplementedError
+
+
+def scripted(action: Callable[[], object], threads: int = 1) -> Engine:
+    signature = Signature(((1,),), (torch.float32,), (False,), None, None)
+    return Scripted("scripted", Settings(threads=threads), signature, action)
+
+
+def spin(seconds: float) -> Callable[[], None]:
+    """Burn so much CPU time."""
+
+    def action() -> None:
+        stop = time.process_time_ns() + round(seconds * 1e9)
+        while time.process_time_ns() < stop:
+            pass
+
+    return action
+
+
+def measurement(samples: tuple[float, ...], seconds: float = 1e-3) -> Measurement:
+    return Measurement(seconds, 0.01, samples, "cpu", True)
+
+
+def test_a_known_amount_of_work_is_measured_right() -> None:
+    found = measure(scripted(spin(2e-3)), INPUTS, QUICK)
+    assert found.seconds == pytest.approx(2e-3, rel=0.03)
+    assert found.converged
+    assert found.spread <= 0.05
+    assert len(found.samples) >= 30
+
+
+def test_calls_too_short_for_the_clock_are_timed_several_at_once() -> None:
+    found = measure(scripted(spin(20e-6)), INPUTS, QUICK)
+    assert found.seconds == pytest.approx(20e-6, rel=0.2)
+
+
+def test_one_thread_is_charged_for_cpu_time_and_more_threads_for_wall_time() -> None:
+    def nap() -> None:
+        time.sleep(4e-3)
+
+    asleep = measure(scripted(nap), INPUTS, QUICK)
+    assert asleep.clock == "cpu"
+    assert asleep.seconds < 1e-3
+    waited = measure(scripted(nap, threads=2), INPUTS, QUICK)
+    assert waited.clock == "wall"
+    assert waited.seconds >= 4e-3
+
+
+def test_the_clock_can_be_chosen() -> None:
+    timing = Timing(tolerance=0.5, min_samples=5, warm_up=0.0, clock="wall")
+    found = measure(scripted(lambda: time.sleep(2e-3)), INPUTS, timing)
+    assert found.clock == "wall"
+    assert found.seconds >= 2e-3
+
+
+def test_interleaved_engines_get_equally_many_samples_and_a_right_ratio() -> None:
+    engines = {"one": (scripted(spin(1e-3)), INPUTS), "two": (scripted(spin(2e-3)), INPUTS)}
+    found = measure_interleaved(engines, QUICK)
+    assert len(found["one"].samples) == len(found["two"].samples)
+    halved = ratio(found["one"], found["two"])
+    assert halved.value == pytest.approx(0.5, rel=0.03)
+    assert halved.low <= halved.value <= halved.high
+
+
+def test_a_kernel_of_twice_the_width_takes_longer_on_a_real_backend() -> None:
+    backend = get_backend("onnxruntime")
+    narrow = Region("conv", 1, 64, 64, spatial=(14, 14), kernel=(3, 3), padding=(1, 1))
+    wide = narrow.with_widths(128, 128)
+    engines = {
+        region.signature(): (backend.compile_region(region), region.inputs())
+        for region in (narrow, wide)
+    }
+    found = measure_interleaved(engines, QUICK)
+    assert ratio(found[wide.signature()], found[narrow.signature()]).low > 2
+
+
+def test_a_latency_that_will_not_settle_is_marked_and_refused_where_a_figure_is_needed() -> None:
+    rng = random.Random(0)
+    erratic = scripted(lambda: spin(rng.choice([1e-4, 1e-2]) * rng.random())())
+    found = measure(erratic, INPUTS, Timing(tolerance=1e-4, max_seconds=0.4, warm_up=0.0))
+    assert not found.converged
+    assert str(found).endswith("(not converged)")
+    with pytest.raises(MeasurementError, match=r"spreads more than the 0\.5%"):
+        found.require(0.005)
+
+
+def test_a_measurement_that_is_good_enough_is_handed_through() -> None:
+    found = measurement((1e-3,))
+    assert found.require(0.01) is found
+
+
+def test_a_measurement_prints_as_a_figure_with_its_spread() -> None:
+    assert str(Measurement(3.5214e-3, 0.012, (), "cpu", True)) == "3.52 ms ± 1.2 %"
+    assert str(Measurement(0.1, 0.004, (), "cpu", True)) == "100 ms ± 0.4 %"
+    assert str(Measurement(2.1e-3, 0.004, (), "cpu", False)) == "2.10 ms ± 0.4 % (not converged)"
+    assert str(Ratio(0.5, 0.49, 0.512)) == "0.500 [0.490, 0.512]"
+
+
+def test_median_and_ninetieth_percentile_come_from_the_samples() -> None:
+    found = measurement(tuple(float(i) for i in range(11)))
+    assert found.median == 5.0
+    assert found.p90 == 9.0
+
+
+def test_a_measurement_survives_json() -> None:
+    found = Measurement(3e-3, 0.01, (3e-3, 0.1 + 0.2), "wall", False)
+    assert Measurement.from_json(found.to_json()) == found
+
+
+def test_the_spread_encloses_the_true_quantile_as_often_as_it_claims() -> None:
+    rng = np.random.default_rng(0)
+    true = 1 - np.log(0.9)  # the 10th percentile of one plus a unit exponential
+    held = 0
+    for _ in range(400):
+        samples = (1 + rng.exponential(size=60)).tolist()
+        held += abs(_estimate(samples) - true) <= _spread(samples) * _estimate(samples)
+    assert held >= 0.95 * 400
+
+
+def test_a_ratio_needs_samples_that_were_taken_together() -> None:
+    with pytest.raises(InputError, match="3 and 2 samples"):
+        ratio(measurement((1.0, 1.0, 1.0)), measurement((1.0, 1.0)))
+
+
+def test_nothing_to_measure_and_unequal_thread_counts_are_refused() -> None:
+    with pytest.raises(InputError, match="nothing to measure"):
+        measure_interleaved({})
+    with pytest.raises(InputError, match=r"thread counts|clocks"):
+        measure_interleaved(
+            {"a": (scripted(int), INPUTS), "b": (scripted(int, threads=2), INPUTS)},
+            Timing(clock="wall"),
+        )
+
+
+def test_threads_and_garbage_collection_are_put_back_even_after_an_error() -> None:
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        assert torch.get_num_threads() == before + 1
+        assert not gc.isenabled()
+        raise RuntimeError("as told")
+
+    with pytest.raises(RuntimeError, match="as told"):
+        measure(scripted(fail, threads=before + 1), INPUTS)
+    assert torch.get_num_threads() == before
+    assert gc.isenabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_events_time_what_runs_on_the_device() -> None:
+    backend = get_backend("eager", "cuda")
+    module = torch.nn.Linear(4096, 4096).cuda()
+    x = torch.randn(4096, 4096, device="cuda")
+    found = measure(backend.compile(module, (x,)), (x,))
+    assert found.clock == "cuda"
+    assert 1e-5 < found.seconds < 1.0
