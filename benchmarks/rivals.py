@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -108,10 +109,7 @@ def halp(instance: Instance, budget: int) -> Widths | None:
 
     The paper's recurrence is no exact solver of its knapsack, see `halp_exact`.
     """
-    tried = [
-        _halp(instance, budget, lambda *args, length=length: _recurrence(*args, length))
-        for length in HALP_CHUNKS
-    ]
+    tried = [_halp(instance, budget, partial(_recurrence, length)) for length in HALP_CHUNKS]
     found = [widths for widths in tried if widths is not None]
     return max(found, key=lambda widths: count(instance, widths)[0], default=None)
 

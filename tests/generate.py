@@ -545,7 +545,9 @@ class Grower:
             self.add(blocks.Join(1 if channel == 0 else -1), source, other)
             return
         layer = (lambda: nn.Conv2d(theirs, mine, 1)) if channel == 0 else None
-        project = nn.Identity() if mine == theirs else (layer or (lambda: nn.Linear(theirs, mine)))()
+        project = (
+            nn.Identity() if mine == theirs else (layer or (lambda: nn.Linear(theirs, mine)))()
+        )
         self.add(blocks.Sum(project), source, other)
 
     def _again(self, source: int) -> bool:

@@ -88,12 +88,12 @@ class Grower:
     def chain(self, width: int, length: int) -> tuple[nn.Sequential, int]:
         """A chain with `width` input channels; also its output channels."""
         parts: list[nn.Module] = []
-        for _ in range(length):
+        for place in range(length):
             if self.random.random() < 0.3:
                 part, width = self._fork(width)
             else:
                 part, width = self._layer(width, self.random.choice((2, 4, 6)))
-            parts.extend([part, *self._between()])
+            parts.extend([part, *(self._between() if place < length - 1 else ())])
         return nn.Sequential(*parts), width
 
     def _between(self) -> Iterable[nn.Module]:

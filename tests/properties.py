@@ -50,7 +50,9 @@ def random_plan(analysis: Analysis, rng: random.Random, least: int = 1) -> Plan:
     """Random positions of every group, at least `least` of them; one group in six stays whole."""
     kept: dict[str, tuple[int, ...]] = {}
     for group in analysis.groups:
-        count = group.size if rng.random() < 1 / 6 else rng.randint(min(least, group.size), group.size)
+        count = (
+            group.size if rng.random() < 1 / 6 else rng.randint(min(least, group.size), group.size)
+        )
         kept[group.name] = tuple(sorted(rng.sample(range(group.size), count)))
     return plan_of(analysis, kept)
 
@@ -120,9 +122,7 @@ def slimming_twice_is_slimming_once(case: Case) -> None:
     expected = {name: len(kept) for name, kept in first.kept.items()}
     assert sizes == expected, f"groups of the slim model: {sizes} instead of {expected}"
     second = random_plan(analysis, case.rng)
-    both = {
-        name: tuple(kept[i] for i in second.kept[name]) for name, kept in first.kept.items()
-    }
+    both = {name: tuple(kept[i] for i in second.kept[name]) for name, kept in first.kept.items()}
     at_once = slim(case.captured, case.analysis, plan_of(case.analysis, both))
     step_by_step = slim(again, analysis, second)
     left, right = at_once.state_dict(), step_by_step.state_dict()
@@ -306,9 +306,7 @@ def _taint(case: Case, group: Group, position: int) -> None:
             tensor.data[spot] = float("nan")
     clean, dirty = fx.Interpreter(module), fx.Interpreter(tainted)
     for runner in (clean, dirty):
-        runner.args_iter = iter(
-            tree_map_only(Tensor, torch.clone, case.captured.example_inputs)
-        )
+        runner.args_iter = iter(tree_map_only(Tensor, torch.clone, case.captured.example_inputs))
     for mine, theirs in zip(module.graph.nodes, tainted.graph.nodes, strict=True):
         with torch.no_grad():
             good = clean.env[mine] = clean.run_node(mine)
@@ -321,8 +319,10 @@ def _taint(case: Case, group: Group, position: int) -> None:
             if not got.is_floating_point():
                 continue
             spot = predicted(tuple(got.shape), axes, group, position)
+            if 0 in got.stride():  # copies that share memory: an expanded tensor is one result
+                got = dirty.env[theirs] = got.clone()
             if _name(mine) in CREATING or _mixes(module, mine):
-                got = dirty.env[theirs] = got.masked_fill(spot, float("nan"))
+                got.masked_fill_(spot, float("nan"))
             found = got.isnan()
             assert bool((found | ~spot).all()), f"{what}: missing"
             if _mixes(module, mine):

@@ -162,8 +162,12 @@ def test_a_buffer_may_hold_infinities():
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 4)
-            self.register_buffer("mask", torch.full((4,), float("-inf")).masked_fill(
-                torch.tensor([True, False, True, False]), 0.0))
+            self.register_buffer(
+                "mask",
+                torch.full((4,), float("-inf")).masked_fill(
+                    torch.tensor([True, False, True, False]), 0.0
+                ),
+            )
 
         def forward(self, x):
             return torch.softmax(self.layer(x) + self.mask, -1)

@@ -66,9 +66,7 @@ def test_a_concatenation_keeps_its_parts_apart():
 
 
 def test_a_grouped_convolution_has_groups_and_positions_within():
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 1), nn.Conv2d(12, 20, 3, groups=4), nn.Conv2d(20, 2, 1)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 20, 3, groups=4), nn.Conv2d(20, 2, 1))
     sizes = sorted(g.size for g in inferred(model, torch.randn(1, 3, 8, 8)).groups)
     assert sizes == [3, 4, 5]  # inputs per group, groups, outputs per group
 
@@ -88,7 +86,9 @@ def test_flattening_makes_places_a_factor_of_the_next_layers_inputs():
 
 
 def test_inputs_and_outputs_stay_with_their_reason():
-    analysis = inferred(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(2, 5))
+    analysis = inferred(
+        nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(2, 5)
+    )
     reasons = {place.reason: place.members for place in frozen_places(analysis)}
     assert reasons["a dimension of the model's input [input at input]"] == ("0.weight[1]",)
     assert reasons["a dimension of the model's output [output at output]"] == (
@@ -152,8 +152,12 @@ def test_counted_multiply_accumulates_are_those_of_the_layers():
     )  # fmt: skip
     analysis = inferred(model, torch.randn(2, 3, 8, 8))
     by_hand = 2 * (8 * 3 * 9 * 64 + 8 * 4 * 9 * 36 + 8 * 36 * 5)
-    assert sum(c.constant * torch.Size([a.size for a in c.axes]).numel() for c in
-               analysis.contractions) == by_hand
+    assert (
+        sum(
+            c.constant * torch.Size([a.size for a in c.axes]).numel() for c in analysis.contractions
+        )
+        == by_hand
+    )
 
 
 def test_analyze_prints_groups_members_and_frozen_places():

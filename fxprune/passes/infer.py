@@ -33,6 +33,7 @@ from fxprune.axes import (
 )
 from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
+from fxprune.passes.hooks import HookWatch
 from fxprune.passes.modules import is_resizable, renormalises
 from fxprune.passes.rules import RULES, Contraction, Op, tensors
 from fxprune.passes.trace import is_opaque, unfused_attention
@@ -84,6 +85,7 @@ class Analysis:
         scalars: results of nodes that hold no tensor (sizes and what is computed from them).
         reasons: why frozen atoms are frozen.
         contractions: every multiply-accumulate of the model.
+        writes: nodes that change a tensor in place, and so matter even if nobody uses their result.
     """
 
     groups: tuple[Group, ...]
@@ -92,6 +94,7 @@ class Analysis:
     scalars: Mapping[str, Any]
     reasons: Mapping[Atom, Reason]
     contractions: tuple[Contraction, ...]
+    writes: frozenset[str]
     _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._axes: dict[int, Axes] = {}
         self._alive: list[Tensor] = []
         self._yielded: set[int] = set()
+        self.writes: set[str] = set()
 
     def give(self, tensor: Tensor, axes: Axes) -> None:
         """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
@@ -175,6 +179,8 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self.writes.add(self.node)
         results = tensors(out)
         if results:
             op = Op(
@@ -240,7 +246,7 @@ class _TypedInterpreter(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        with _Hooks(module) as hooks:
+        with HookWatch(module) as hooks:
             result = super().call_module(target, args, kwargs)
         if hooks.changed(args, result):
             reason = Reason("hook", str(target), f"a forward hook changes what {target} works on")
@@ -252,37 +258,6 @@ class _TypedInterpreter(fx.Interpreter):
             self.tracker.freeze(list(module.parameters()), reason)
             self.tracker.freeze(list(module.buffers()), reason)
         return result
-
-
-class _Hooks:
-    """Watches one call of a module, to see whether its forward hooks change what goes through."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.seen: Any = None
-        self.made: Any = None
-
-    def __enter__(self) -> _Hooks:
-        before = self.module.register_forward_pre_hook(self._before)
-        after = self.module.register_forward_hook(self._after, prepend=True)
-        self._handles = (before, after)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _before(self, module: nn.Module, args: Any) -> None:
-        self.seen = args
-
-    def _after(self, module: nn.Module, args: Any, result: Any) -> None:
-        self.made = result
-
-    def changed(self, args: Any, result: Any) -> bool:
-        """Whether the module itself read or yielded anything else than the graph passes on."""
-        pairs = [*zip(tensors(args), tensors(self.seen), strict=True)]
-        pairs += zip(tensors(self.made), tensors(result), strict=True)
-        return any(mine is not theirs for mine, theirs in pairs)
 
 
 class _Runner(nn.Module):
@@ -352,6 +327,7 @@ def _collect(
         scalars=interpreter.scalars,
         reasons=reasons,
         contractions=contractions,
+        writes=frozenset(tracker.writes),
     )
 
 

@@ -205,7 +205,7 @@ def _corners(layer: Layer, choices: Choices, multiple_of: int) -> tuple[tuple[in
     if not free:
         return ((region.groups,), *((width,) for width in within))
     groups = _spaced(region.groups, multiple_of if depthwise else 1)
-    return (groups, *(_spaced(width, 1)[-2:] for width in within))
+    return (groups, *(tuple(sorted({max(1, width // 4), width})) for width in within))
 
 
 def _levels(axis: Axis, size: int, choices: Choices, multiple_of: int) -> tuple[int, ...]:

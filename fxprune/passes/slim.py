@@ -27,7 +27,7 @@ def slim(captured: Captured, analysis: Analysis, plan: Plan) -> fx.GraphModule:
     module = copy.deepcopy(captured.module, _slices(captured.module, analysis, kept))
     _resize_modules(module, analysis, kept)
     rewrite_constants(module.graph, analysis, kept)
-    module.graph.eliminate_dead_code()
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() or node.name in analysis.writes)
     module.graph.lint()
     module.recompile()
     return module

@@ -104,10 +104,11 @@ def _first_by_position(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.args or not node.kwargs:
             continue
-        first = "input"
+        names = ["input", "tensor", "tensors"]
         if node.op == "call_module":
-            first = next(iter(inspect.signature(submodules[node.target].forward).parameters))
-        if node.op in ("call_module", "call_function") and first in node.kwargs:
+            names = list(inspect.signature(submodules[str(node.target)].forward).parameters)[:1]
+        first = next((name for name in names if name in node.kwargs), None)
+        if first is not None:
             rest = {name: value for name, value in node.kwargs.items() if name != first}
             node.args, node.kwargs = (node.kwargs[first],), rest
 

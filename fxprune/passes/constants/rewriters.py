@@ -74,7 +74,6 @@ def shape_argument(
     node.args = (*node.args[:index], *shape, *node.args[index + count :])
 
 
-
 @rewriter("view", "reshape", "_unsafe_view", "view_copy", "expand", "broadcast_to")
 @rewriter("new_zeros", "new_ones", "new_empty", "new_full")
 def shaped(scope: Scope, node: fx.Node) -> None:
@@ -92,7 +91,7 @@ def create(scope: Scope, node: fx.Node) -> None:
 def unflatten(scope: Scope, node: fx.Node) -> None:
     """`unflatten(x, dim, sizes)`: the sizes of the new dimensions alone."""
     axes = scope.result(node)
-    source = scope.result(node.args[0])
+    source = scope.source(node)
     first = argument(node, 1, "dim") % len(source)
     new = axes[first : first + len(axes) - len(source) + 1]
     shape_argument(scope, node, 2, new, ("sizes",))
@@ -102,7 +101,7 @@ def unflatten(scope: Scope, node: fx.Node) -> None:
 def repeat_interleave(scope: Scope, node: fx.Node) -> None:
     """`repeat_interleave(x, repeats, dim)`: the copies are an axis too, and may be fewer now."""
     repeats, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
-    source = scope.result(node.args[0])
+    source = scope.source(node)
     before = scope.kept.size(product(source) if dim is None else source[dim])
     after = scope.kept.size(scope.result(node)[dim or 0])
     if isinstance(scope.number(repeats), int) and scope.kept.touches(scope.result(node)[dim or 0]):
@@ -120,12 +119,12 @@ def split(scope: Scope, node: fx.Node) -> None:
 def split_by_name(scope: Scope, node: fx.Node) -> None:
     """As `split`; the dimension is part of the name."""
     dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}[operation(node) or ""]
-    rank = len(scope.result(node.args[0]))
+    rank = len(scope.source(node))
     _split_by_sizes(scope, node, min(dim, rank - 1))
 
 
 def _split_by_sizes(scope: Scope, node: fx.Node, dim: int) -> None:
-    source = scope.result(node.args[0])
+    source = scope.source(node)
     if not scope.kept.touches(source[dim]):
         return
     sizes = [scope.kept.size(axes[dim]) for axes in scope.results(node)]
@@ -141,7 +140,7 @@ def _split_by_sizes(scope: Scope, node: fx.Node, dim: int) -> None:
 @rewriter("squeeze")
 def squeeze(scope: Scope, node: fx.Node) -> None:
     """A dimension with one position left is not one that had only one: it is not dropped."""
-    axes = scope.result(node.args[0])
+    axes = scope.source(node)
     dims = argument(node, 1, "dim")
     named = range(len(axes)) if dims is None else [dims] if isinstance(dims, int) else dims
     if any(axes[d].size != 1 and scope.kept.size(axes[d]) == 1 for d in named):
@@ -154,7 +153,7 @@ def squeeze(scope: Scope, node: fx.Node) -> None:
 @rewriter("pad", "constant_pad_nd")
 def pad(scope: Scope, node: fx.Node) -> None:
     """Negative padding cuts positions off, of which fewer may be left."""
-    axes = scope.result(node.args[0])
+    axes = scope.source(node)
     amounts = list(argument(node, 1, "pad"))
     for place in range(0, len(amounts), 2):
         axis = axes[len(axes) - 1 - place // 2]
@@ -172,7 +171,7 @@ def pad(scope: Scope, node: fx.Node) -> None:
 def narrow(scope: Scope, node: fx.Node) -> None:
     """`narrow(x, dim, start, length)`."""
     dim = argument(node, 1, "dim")
-    axis = scope.result(node.args[0])[dim]
+    axis = scope.source(node)[dim]
     if scope.kept.touches(axis):
         start = scope.number(argument(node, 2, "start"))
         start = start + axis.size if start < 0 else start
@@ -184,7 +183,7 @@ def narrow(scope: Scope, node: fx.Node) -> None:
 def select(scope: Scope, node: fx.Node) -> None:
     """`select(x, dim, index)`: the chosen position stays, its number may change."""
     dim = argument(node, 1, "dim")
-    axis = scope.result(node.args[0])[dim]
+    axis = scope.source(node)[dim]
     set_argument(node, 2, "index", _index(scope, argument(node, 2, "index"), axis))
 
 
@@ -192,7 +191,7 @@ def select(scope: Scope, node: fx.Node) -> None:
 def aten_slice(scope: Scope, node: fx.Node) -> None:
     """`aten.slice(x, dim, start, end, step)`."""
     dim = argument(node, 1, "dim", 0)
-    axis = scope.result(node.args[0])[dim]
+    axis = scope.source(node)[dim]
     if not scope.kept.touches(axis):
         return
     for place, name in ((2, "start"), (3, "end")):
@@ -207,10 +206,11 @@ def getitem(scope: Scope, node: fx.Node) -> None:
     source, index = node.args
     if not isinstance(source, fx.Node) or not _is_tensor(scope, source):
         return
-    entries = index if isinstance(index, tuple) else (index,)
+    entries: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
     axes = scope.result(source)
     consumed = sum(1 for e in entries if e is not None and e is not Ellipsis)
-    new, dim = [], 0
+    new: list[Any] = []
+    dim = 0
     for entry in entries:
         if entry is None:
             new.append(entry)
@@ -260,32 +260,32 @@ def normalized_shape(scope: Scope, node: fx.Node) -> None:
     """The normalised shape is that of the last dimensions of the input."""
     shape = argument(node, 1, "normalized_shape")
     count = len(scope.number(shape))
-    axes = scope.result(node.args[0])[-count:]
+    axes = scope.source(node)[-count:]
     set_argument(node, 1, "normalized_shape", scope.shape(node, shape, axes))
 
 
 @rewriter("group_norm")
 def group_norm(scope: Scope, node: fx.Node) -> None:
     """As many groups as keep any channel."""
-    _set_groups(scope, node, 1, "num_groups", scope.result(node.args[0])[1])
+    _set_groups(scope, node, 1, "num_groups", scope.source(node)[1])
 
 
 @rewriter("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(scope: Scope, node: fx.Node) -> None:
     """As many groups as keep any channel."""
-    _set_groups(scope, node, 1, "groups", scope.result(node.args[0])[1])
+    _set_groups(scope, node, 1, "groups", scope.source(node)[1])
 
 
 @rewriter("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(scope: Scope, node: fx.Node) -> None:
     """As many groups as keep any channel."""
-    _set_groups(scope, node, 6, "groups", scope.result(node.args[0])[-_places(node) - 1])
+    _set_groups(scope, node, 6, "groups", scope.source(node)[-_places(node) - 1])
 
 
 @rewriter("convolution")
 def aten_convolution(scope: Scope, node: fx.Node) -> None:
     """As many groups as keep any channel; `groups` is the last of nine arguments."""
-    _set_groups(scope, node, 8, "groups", scope.result(node.args[0])[1])
+    _set_groups(scope, node, 8, "groups", scope.source(node)[1])
 
 
 def _places(node: fx.Node) -> int:
@@ -301,7 +301,7 @@ def _set_groups(scope: Scope, node: fx.Node, index: int, name: str, channels: Ax
 
 @rewriter("scaled_dot_product_attention")
 def attention(scope: Scope, node: fx.Node) -> None:
-    """The scale is `1/sqrt(head width)` of the dense model; write it down before the width changes."""
-    width = scope.result(node.args[0])[-1]
+    """The scale is `1/sqrt(head width)` of the dense model: written down, it stays so."""
+    width = scope.source(node)[-1]
     if argument(node, 6, "scale") is None and scope.kept.touches(width):
         node.kwargs = {**node.kwargs, "scale": 1.0 / math.sqrt(width.size)}

@@ -35,6 +35,12 @@ class Scope:
         """Axes of every tensor that `node` yields."""
         return self.analysis.values[node.name]
 
+    def source(self, node: fx.Node) -> Axes:
+        """Axes of the tensor that `node` works on: its first argument."""
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        return self.result(first)
+
     def number(self, value: Any) -> Any:
         """The dense value of a constant or of a node without tensors."""
         return self.analysis.scalars[value.name] if isinstance(value, fx.Node) else value
@@ -122,10 +128,10 @@ def _width_dependent(scope: Scope) -> set[fx.Node]:
         axes = scope.analysis.values.get(source.name) if isinstance(source, fx.Node) else None
         if axes:
             depends[node] = _size_query(node, axes[0], scope.kept)
-        elif node.target is operator.getitem and isinstance(depends.get(source), tuple):
-            index = node.args[1]
-            known = isinstance(index, (int, slice))
-            depends[node] = depends[source][index] if known else any(depends[source])
+        elif isinstance(source, fx.Node) and isinstance(depends.get(source), tuple):
+            parts, index = depends[source], node.args[-1]
+            known = node.target is operator.getitem and isinstance(index, (int, slice))
+            depends[node] = parts[index] if known else any(parts)
         else:
             depends[node] = any(_any(depends.get(n, False)) for n in node.all_input_nodes)
     return {node for node, changed in depends.items() if _any(changed)}

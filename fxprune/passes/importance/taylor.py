@@ -120,4 +120,8 @@ def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]
                 f"The gradient of {name} is not finite", fix="Look for overflow in the loss"
             )
         changes[name] = change
+    if not changes:
+        raise InputError(
+            "No parameter has a gradient", fix="The loss must depend on the model's outputs"
+        )
     return changes

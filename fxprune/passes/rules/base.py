@@ -18,7 +18,7 @@ Rule = Callable[["Op"], Outputs]
 
 @dataclass(frozen=True)
 class Contraction:
-    """Multiply-accumulates of one ATen call: `constant` times the product of the sizes of `axes`."""
+    """Multiply-accumulates of one ATen call: `constant` times the sizes of all `axes`."""
 
     node: str
     axes: Axes
@@ -92,7 +92,7 @@ class RuleTable:
         self._rules: dict[OpOverloadPacket[..., Any], Rule] = {}
 
     def register(self, *names: str) -> Callable[[Rule], Rule]:
-        """Decorator: the rule for the ATen operators `names` (all overloads), in-place forms too."""
+        """Decorator: the rule for the ATen operators `names`, all overloads and in-place forms."""
 
         def add(rule: Rule) -> Rule:
             for name in names:

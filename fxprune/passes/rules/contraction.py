@@ -7,7 +7,7 @@ that the cost of any choice of widths is exact.
 
 from __future__ import annotations
 
-from fxprune.axes import ONE, Axis, product
+from fxprune.axes import ONE, Axes, Axis, product
 from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule, tensors
 
 SPATIAL = "spatial position of a convolution"
@@ -15,7 +15,7 @@ SPATIAL = "spatial position of a convolution"
 
 @rule("convolution")
 def convolution(op: Op) -> Outputs:
-    """Weight `(G*O, I, kernel)`, input channels `G*I`, output channels `G*O`; transposed `(G*I, O)`."""
+    """Weight `(G*O, I, kernel)`, input `G*I`, output `G*O`; transposed, the weight is `(G*I, O)`."""
     value, weight, bias, stride, padding, dilation, transposed, _, groups = op.args
     batch, channels, *places = op.axes(value)
     first, second, *kernel = op.axes(weight)
@@ -35,7 +35,7 @@ def convolution(op: Op) -> Outputs:
         else:
             op.freeze(place, SPATIAL)
             out_places.append(op.frozen(op.out.shape[2 + dim], SPATIAL))
-    # A transposed convolution multiplies once for every *input* place, the plain one for every output.
+    # A transposed convolution multiplies once for every *input* place, any other for every output.
     swept = places if transposed else out_places
     op.contract((batch, group, inputs, outputs, *swept), product(kernel).size)
     return (batch, out_channels, *out_places)
@@ -66,6 +66,8 @@ def biased_product(op: Op) -> Outputs:
     """A matrix product added to a broadcast first argument."""
     bias, first, second = op.args[:3]
     left, right = op.axes(first), op.axes(second)
+    summed: Axes
+    out: Axes
     if op.func.overloadpacket.__name__.startswith("addbmm"):
         op.unify(left[0], right[0])
         op.unify(left[2], right[1])

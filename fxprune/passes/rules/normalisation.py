@@ -1,8 +1,8 @@
 """Normalisation: statistics per channel (exact under slimming) or over channels.
 
-A norm *over* channels is defined over the positions that are kept; the verifier's reference computes
-it so. That is only possible where the norm is a node of its own in the captured graph, elsewhere its
-channels stay dense.
+A norm *over* channels is defined over the positions that are kept; the verifier's reference
+computes it so. That is only possible where the norm is a node of its own in the captured graph,
+elsewhere its channels stay dense.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def batch_norm(op: Op) -> Outputs:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(op: Op) -> Outputs:
-    """Statistics over the last dimensions; weight and bias have one entry per normalised position."""
+    """Statistics over the last dimensions; weight and bias have an entry for each position."""
     value, shape = op.args[0], op.args[1]
     axes = op.axes(value)
     normalised = axes[len(axes) - len(shape) :]
@@ -70,7 +70,7 @@ def group_norm(op: Op) -> Outputs:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(op: Op) -> Outputs:
-    """`v * (g / |v|)`, one norm for each position of `dim`: a sum over the others (Salimans 2016)."""
+    """`v * (g / |v|)`, a norm for each position of `dim` (Salimans and Kingma 2016)."""
     direction, magnitude = op.axes(op.args[0]), op.axes(op.args[1])
     dim = op.arg(2, "dim", 0)
     op.unify(direction[dim], magnitude[dim])

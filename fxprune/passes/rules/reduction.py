@@ -37,7 +37,7 @@ def extremes(op: Op) -> Outputs:
 
 @rule("linalg_vector_norm", "norm")
 def vector_norm(op: Op) -> Outputs:
-    """The norm over a set of positions: of positive order, it is a sum, to which zeros add nothing."""
+    """The norm over a set of positions. Zeros add nothing to one of positive order."""
     dims = op.arg(2, "dim")
     order = op.arg(1, "p" if "norm.Scalar" in str(op.func) else "ord", 2)
     if not (isinstance(order, (int, float)) and order > 0):
@@ -94,7 +94,7 @@ def selected(op: Op) -> Outputs:
 
 
 def _keepdim(op: Op) -> bool:
-    return len(tensors(op.out)[0].shape) == op.args[0].dim()
+    return len(tensors(op.out)[0].shape) == len(op.args[0].shape)
 
 
 def _normal(dims: Dims, rank: int) -> set[int]:

@@ -1,0 +1,40 @@
+"""Whether the forward hooks of a module change what goes through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.passes.rules import tensors
+
+
+class HookWatch:
+    """Watches one call of a module, to see whether its forward hooks change what goes through."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.seen: Any = None
+        self.made: Any = None
+
+    def __enter__(self) -> HookWatch:
+        before = self.module.register_forward_pre_hook(self._before)
+        after = self.module.register_forward_hook(self._after, prepend=True)
+        self._handles = (before, after)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        self.seen = args
+
+    def _after(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.made = result
+
+    def changed(self, args: Any, result: Any) -> bool:
+        """Whether the module itself read or yielded anything else than the graph passes on."""
+        pairs = [*zip(tensors(args), tensors(self.seen), strict=True)]
+        pairs += zip(tensors(self.made), tensors(result), strict=True)
+        return any(mine is not theirs for mine, theirs in pairs)

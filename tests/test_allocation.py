@@ -1,0 +1,190 @@
+"""Allocation: ladders, tables over choices, and the plan that the solver's answer becomes."""
+
+from itertools import product
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fxprune.axes import Atom, concat, kept_positions, kept_size
+from fxprune.axes import product as times
+from fxprune.errors import InputError
+from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocation.costs import macs, macs_tables, memory_tables, params_tables
+from fxprune.passes.allocation.ladders import Ladder, build_ladders
+from fxprune.passes.allocation.values import value_tables
+from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables
+from fxprune.passes.capture import capture
+from fxprune.passes.importance import magnitude
+from fxprune.passes.infer import Group, infer
+from fxprune.passes.slim import slim
+from tests.networks import images, small_resnet
+
+
+class Forked(nn.Module):
+    """Two branches that are concatenated, then a grouped and a depthwise convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 3, padding=1)
+        self.join = nn.Conv2d(24, 12, 1, bias=False)
+        self.grouped = nn.Conv2d(12, 12, 3, groups=3)
+        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
+        self.last = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x):
+        x = self.join(torch.cat([self.a(x), self.b(x)], 1))
+        return self.last(self.depthwise(torch.relu(self.grouped(x))))
+
+
+def prepared(model, x, multiple_of=4):
+    captured = capture(model, x)
+    analysis = infer(captured)
+    ladders = build_ladders(analysis, multiple_of)
+    return captured, analysis, ladders, magnitude(captured.module, analysis)
+
+
+def every_choice(ladders):
+    """Every combination of widths, by atom and by the solver's option numbers."""
+    for options in product(*(range(len(ladder.widths)) for ladder in ladders.values())):
+        pairs = list(zip(ladders.values(), options, strict=True))
+        sizes = {ladder.group.atom: ladder.widths[option] for ladder, option in pairs}
+        yield sizes, {ladder.group.name: option for ladder, option in pairs}
+
+
+def with_sums(choices, options, sizes):
+    """Options of the running sums as well, which are named by what they add up."""
+    found = dict(options)
+    by_name = {ladder.group.name: sizes[atom] for atom, ladder in choices.ladders.items()}
+    for name, domain in choices.domains.items():
+        if name not in found:
+            parts = [part.split("*") for part in name.split(" + ")]
+            total = sum(int(p[0]) * by_name[p[1]] if len(p) == 2 else by_name[p[0]] for p in parts)
+            found[name] = domain.index(total)
+    return found
+
+
+@pytest.mark.parametrize("model", [Forked(), small_resnet(8)])
+def test_cost_tables_are_exact_for_every_choice(model):
+    captured, analysis, ladders, importance = prepared(model, images(1))
+    choices = Choices(ladders)
+    tables = {
+        "macs": macs_tables(analysis, choices),
+        "params": params_tables(captured.module, analysis, choices),
+        "memory": memory_tables(captured.module, analysis, choices),
+    }
+    for sizes, options in list(every_choice(ladders))[::97]:
+        module = slim(captured, analysis, plan_of(sizes, analysis, importance, {}))
+        found = {k: t.at(with_sums(choices, options, sizes)) for k, t in tables.items()}
+        parameters = list(module.parameters())
+        state = [*parameters, *module.buffers()]
+        assert found == {
+            "macs": macs(analysis, sizes),
+            "params": sum(p.numel() for p in parameters),
+            "memory": sum(t.numel() * t.element_size() for t in state),
+        }
+
+
+def test_value_tables_are_the_saliency_that_is_kept():
+    _, analysis, ladders, importance = prepared(small_resnet(8), images(1))
+    choices = Choices(ladders)
+    tables = value_tables(analysis, importance, choices)
+    total = sum(s.sum() for s in importance.weights.values())
+    for sizes, options in list(every_choice(ladders))[::53]:
+        kept = {atom: np.sort(importance.order[atom][:size]) for atom, size in sizes.items()}
+        worth = 0.0
+        for name, saliency in importance.weights.items():
+            rows, columns = (kept_positions(a, kept) for a in analysis.tensors[name][:2])
+            worth += saliency[np.ix_(rows, columns)].sum()
+        assert tables.at(options) == pytest.approx(100 * worth / total)
+
+
+def test_the_dense_network_is_worth_100_also_with_concatenations():
+    _, analysis, ladders, importance = prepared(Forked(), images(1))
+    choices = Choices(ladders)
+    tables = value_tables(analysis, importance, choices)
+    assert tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(100)
+
+
+def test_the_answer_is_the_best_of_all_choices():
+    _, analysis, ladders, importance = prepared(small_resnet(8), images(1))
+    allocator = Allocator.build(
+        analysis, ladders, importance, [lambda choices: macs_tables(analysis, choices)]
+    )
+    limit = 0.5 * macs(analysis)
+    answer = allocator.solve([limit])
+    value = value_tables(analysis, importance, Choices(ladders))
+    best = -inf
+    for sizes, options in every_choice(ladders):
+        if macs(analysis, sizes) <= limit:
+            best = max(best, value.at(options))
+    assert macs(analysis, answer.sizes) <= limit
+    assert answer.solution.value == pytest.approx(best, rel=2e-4)
+    assert answer.solution.bound >= best * (1 - 1e-9)
+
+
+def test_first_order_tables_are_exact_where_one_group_changes():
+    _, analysis, ladders, _ = prepared(Forked(), images(1))
+    choices = SeparateChoices(ladders)
+    tables = macs_tables(analysis, choices)
+    assert set(choices.domains) == {ladder.group.name for ladder in ladders.values()}
+    for atom, ladder in ladders.items():
+        options = dict.fromkeys(choices.domains, -1) | {ladder.group.name: 0}
+        assert tables.at(options) == pytest.approx(macs(analysis, {atom: ladder.widths[0]}))
+
+
+def ladder_of(ident, size, widths):
+    atom = Atom(ident, size)
+    return atom, Ladder(Group(f"g{ident}", atom, ()), widths)
+
+
+def test_a_running_sum_is_shared_by_all_concatenations_that_start_alike():
+    ladders = dict(ladder_of(i, 8, (4, 8)) for i in range(3))
+    a, b, c = ladders
+    choices = Choices(ladders)
+    two, three = choices.width(concat([a, b])), choices.width(concat([a, b, c]))
+    assert two.scope == ("g0 + g1",)
+    assert three.scope == ("g0 + g1 + g2",)
+    assert two.grid().tolist() == [8, 12, 16]
+    assert [tie.name for tie in choices.sums] == ["g0 + g1", "g0 + g1 + g2"]
+
+
+def test_main_effects_replace_tables_that_would_be_too_large():
+    ladders = dict(ladder_of(i, 4, (2, 4)) for i in range(4))
+    choices = Choices(ladders)
+    tables = Tables(choices.domains)
+    axis = times(list(ladders))
+    tables.add_product([choices.width(axis)], 1.0)
+    assert tables.at(dict.fromkeys(choices.domains, -1)) == 4**4
+    assert tables.at({"g0": 0, "g1": -1, "g2": -1, "g3": -1}) == kept_size(
+        axis, {next(iter(ladders)): 2}
+    )
+
+
+def test_widths_are_aligned_and_end_with_the_dense_one():
+    _, analysis, ladders, _ = prepared(
+        nn.Sequential(nn.Linear(3, 50), nn.Linear(50, 2)), torch.randn(1, 3), multiple_of=16
+    )
+    (ladder,) = ladders.values()
+    assert ladder.widths == (12, 24, 36, 48, 50)
+    (ladder,) = build_ladders(analysis, 8).values()
+    assert ladder.widths == (8, 16, 24, 32, 40, 48, 50)
+
+
+def test_one_position_may_stand_for_several_channels():
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 2, 1))
+    _, _, ladders, _ = prepared(model, images(1), multiple_of=8)
+    widths = {ladder.group.size: ladder.widths for ladder in ladders.values()}
+    assert widths[8] == (2, 4, 6, 8)  # two groups of four channels are eight
+
+
+def test_ignored_modules_keep_their_width():
+    _, analysis, _, _ = prepared(small_resnet(8), images(1))
+    ladders = build_ladders(analysis, 4, ignore=["blocks.1"])
+    ignored = {g.name for g in analysis.groups if len(ladders[g.atom].widths) == 1}
+    assert "blocks.1.conv1.weight[0]" in ignored
+    assert "blocks.2.conv1.weight[0]" not in ignored
+    with pytest.raises(InputError, match="matches no module or parameter"):
+        build_ladders(analysis, 4, ignore=["bloks*"])

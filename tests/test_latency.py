@@ -1,0 +1,147 @@
+"""Latency tables on a formula in place of a clock."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fxprune.backends import Region, Settings
+from fxprune.cache import Cache
+from fxprune.passes import latency
+from fxprune.passes.allocation.ladders import build_ladders
+from fxprune.passes.allocation.widths import Choices
+from fxprune.passes.capture import capture
+from fxprune.passes.infer import infer
+from fxprune.passes.layers import find_layers
+from tests.networks import images, small_resnet
+
+
+def seconds_of(region: Region) -> float:
+    """Linear in both widths, so that interpolation must be exact."""
+    return 1e-6 * (1 + region.in_width * region.out_width / region.groups)
+
+
+class FormulaBackend:
+    """Stands in for a backend: an engine is the region it was made from."""
+
+    name = "formula"
+
+    def __init__(self):
+        self.compiled = []
+
+    def device(self, device_type="cpu"):
+        return "paper"
+
+    def version(self):
+        return "1"
+
+    def compile_region(self, region, settings):
+        self.compiled.append(region)
+        return region
+
+
+@pytest.fixture
+def formula(monkeypatch):
+    def measured(engine, inputs, timing):
+        return SimpleNamespace(seconds=seconds_of(engine), spread=0.0)
+
+    monkeypatch.setattr(latency, "measure", measured)
+    return FormulaBackend()
+
+
+def prepared(model, x, multiple_of=4):
+    captured = capture(model, x)
+    analysis = infer(captured)
+    layers = find_layers(captured.module, analysis)
+    choices = Choices(build_ladders(analysis, multiple_of))
+    return captured, analysis, layers, choices
+
+
+def test_regions_fuse_norm_residual_and_activation():
+    _, _, layers, _ = prepared(small_resnet(16), images(2))
+    found = {layer.weight: layer for layer in layers}
+    first = found["blocks.0.conv1.weight"]
+    assert first.fused == ("blocks_0_conv1", "blocks_0_norm1", "relu")
+    assert (first.region.activation, first.region.residual) == ("relu", False)
+    second = found["blocks.0.conv2.weight"]
+    assert (second.region.activation, second.region.residual) == ("relu", True)
+    # The projection meets the branch in an addition, which runs in the later kernel only.
+    both = [found["blocks.1.conv2.weight"], found["blocks.1.project.weight"]]
+    assert sorted(layer.region.residual for layer in both) == [False, True]
+
+
+def test_a_region_knows_its_widths_after_slimming():
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 24, 3, groups=4), nn.Conv2d(24, 2, 1))
+    _, analysis, layers, _ = prepared(model, images(1))
+    sizes = {g.atom: {4: 3, 3: 2, 6: 5}[g.size] for g in analysis.groups}
+    region = layers[1].at(sizes)
+    assert (region.in_width, region.out_width, region.groups) == (6, 15, 3)
+    assert region == replace(layers[1].region, in_width=6, out_width=15, groups=3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small_resnet(16),
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 2, 1)),
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=4), nn.Conv2d(32, 2, 1)),
+    ],
+)
+def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
+    captured, analysis, layers, choices = prepared(model, images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+    dense = sum(seconds_of(layer.region) for layer in layers) + 5e-6
+    built = latency.build_latency_model(captured.module, analysis, layers, choices, tables, dense)
+    assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
+    for option in (0, 1):
+        sizes = {atom: rung.widths[option] for atom, rung in choices.ladders.items()}
+        by_layer = built.by_layer(sizes)
+        for layer in layers:
+            assert by_layer[layer.node] == pytest.approx(seconds_of(layer.at(sizes)), rel=1e-6)
+
+
+def test_the_sum_of_kernels_never_exceeds_the_whole_network(formula, tmp_path):
+    captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+    kernels = sum(seconds_of(layer.region) for layer in layers)
+    built = latency.build_latency_model(
+        captured.module, analysis, layers, choices, tables, kernels / 2
+    )
+    assert built.scale == pytest.approx(0.5)
+    assert sum(built.by_layer({}).values()) == pytest.approx(kernels / 2)
+
+
+def test_nothing_is_measured_twice(formula, tmp_path):
+    _, _, layers, choices = prepared(small_resnet(16), images(1))
+    for _ in range(2):
+        with Cache(tmp_path / "cache.sqlite") as cache:
+            latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+    signatures = [region.signature() for region in formula.compiled]
+    assert len(signatures) == len(set(signatures))
+
+
+def test_a_layer_that_keeps_its_widths_is_measured_once(formula, tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2))
+    captured = capture(model, torch.randn(1, 3))
+    analysis = infer(captured)
+    layers = find_layers(captured.module, analysis)
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        (table,) = latency.measure_layers(layers, Choices({}), formula, Settings(), 4, cache)
+    assert len(formula.compiled) == 1
+    assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
+
+
+def test_outside_of_what_was_measured_latency_stays_positive():
+    layer = SimpleNamespace(region=SimpleNamespace(groups=1))
+    table = latency.LayerLatency(layer, ((8, 16), (4,)), np.array([[1.0], [9.0]]))
+    assert table(np.array([8, 12, 16, 1]), np.array(4), np.array(8)).tolist() == [
+        1.0,
+        5.0,
+        9.0,
+        0.5,
+    ]

@@ -1,0 +1,239 @@
+"""The whole pipeline, from a network and a budget to a slim one; and every way to ask wrongly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.passes.infra.pass_manager import PassManager
+
+import fxprune
+from fxprune.closed_loop import close_the_loop
+from fxprune.gauges import Gauge
+from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocation.costs import macs, macs_tables
+from fxprune.passes.allocation.ladders import build_ladders
+from fxprune.passes.capture import capture
+from fxprune.passes.importance import magnitude
+from fxprune.passes.infer import infer
+from fxprune.passes.slim import SlimPass, slim
+from fxprune.passes.verify import VerifyPass
+from tests.networks import SmallResNet, images, labelled, small_resnet
+
+
+def optimized(budget, **options):
+    options = {"progress": False, "multiple_of": 2, "importance": "magnitude"} | options
+    return fxprune.optimize(small_resnet(), budget, (images(),), **options)
+
+
+@pytest.mark.parametrize(
+    ("budget", "side"),
+    [("50% MACs", "macs"), ("40% params", "params"), ("60% memory", "weight_bytes")],
+)
+def test_relative_budgets_are_kept_and_used(budget, side):
+    report = fxprune.report(optimized(budget))
+    share = getattr(report.slim, side) / getattr(report.dense, side)
+    wanted = float(budget.split("%")[0]) / 100
+    assert 0.9 * wanted <= share <= wanted
+
+
+def test_the_report_counts_what_the_slim_module_holds():
+    module = optimized("50% MACs")
+    side = fxprune.report(module).slim
+    assert side.params == sum(p.numel() for p in module.parameters())
+    assert side.macs == macs(infer(capture(module, (images(),))))
+
+
+def test_several_budgets_hold_together():
+    report = fxprune.report(optimized(["60% MACs", "40% params"]))
+    assert report.slim.macs <= 0.6 * report.dense.macs
+    assert report.slim.params <= 0.4 * report.dense.params
+
+
+def test_any_function_of_the_slim_module_may_be_a_budget():
+    def widest(module):
+        return max(m.out_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+
+    module = optimized(fxprune.Budget(widest, 20))
+    assert widest(module) <= 20
+
+
+def test_taylor_importance_takes_data_and_the_default_loss():
+    module = fxprune.optimize(
+        small_resnet(), "50% MACs", data=labelled(), multiple_of=2, progress=False
+    )
+    assert fxprune.report(module).slim.macs <= 0.5 * fxprune.report(module).dense.macs
+
+
+def test_the_slim_module_trains_and_keeps_the_original_names():
+    module = optimized("50% MACs").train()
+    assert set(module.state_dict()) == set(SmallResNet().state_dict())
+    module(images(4)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    assert module.eval()(images(3)).shape == (3, 4)
+
+
+def test_the_given_model_is_bitwise_untouched():
+    model = small_resnet().train()
+    before = copy.deepcopy(model.state_dict())
+    fxprune.optimize(model, "50% MACs", data=labelled(), multiple_of=2, progress=False)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_plan_replays_on_other_weights_of_the_same_architecture():
+    plan = optimized("50% MACs").meta["fxprune"]["plan"]
+    torch.manual_seed(7)
+    other = SmallResNet().eval()
+    replayed = fxprune.apply(other, fxprune.Plan.from_json(plan.to_json()), (images(),))
+    assert replayed.stem.weight.shape[0] == plan.slim_sizes["stem.weight[0]"]
+    kept = list(plan.kept["stem.weight[0]"])
+    assert torch.equal(replayed.stem.weight, other.stem.weight[kept])
+
+
+def test_a_plan_for_another_architecture_is_refused():
+    plan = optimized("50% MACs").meta["fxprune"]["plan"]
+    with pytest.raises(fxprune.PlanMismatch, match="Group"):
+        fxprune.apply(small_resnet(12), plan, (images(),))
+
+
+def test_the_same_call_gives_the_same_plan():
+    first, second = (optimized("50% MACs").meta["fxprune"]["plan"] for _ in range(2))
+    assert first.to_json() == second.to_json()
+
+
+def test_passes_run_alone_in_a_pass_manager():
+    model = small_resnet()
+    graph = torch.fx.symbolic_trace(model)
+    analysis = infer(capture(model, (images(),)))
+    plan = fxprune.Plan(
+        {g.name: tuple(range(0, g.size, 2)) for g in analysis.groups},
+        {g.name: g.size for g in analysis.groups},
+    )
+    verifying = VerifyPass(graph, plan, (images(),))
+    manager = PassManager(passes=[SlimPass(plan, (images(),)), verifying])
+    result = manager(graph)
+    assert result.graph_module.stem.out_channels == 8
+    assert graph.stem.out_channels == 16
+    assert verifying.verification.max_error < 1e-9
+    assert verifying.verification.slimmed > 10
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime"])
+def test_a_latency_budget_is_kept_as_measured(backend, tmp_path):
+    torch.manual_seed(0)
+    model = SmallResNet(64).eval()
+    x = torch.randn(1, 3, 32, 32)
+    module = fxprune.optimize(
+        model, "70% latency", (x,), backend=backend, cache=str(tmp_path / "cache"), progress=False
+    )
+    report = fxprune.report(module)
+    assert report.slim.latency.seconds <= 0.7 * report.dense.latency.seconds
+    assert report.speedup >= 1 / 0.7
+    assert all(row.slim_latency_share is not None for row in report.layers)
+    again = fxprune.benchmark(module, (x,), backend)
+    assert again.seconds < report.dense.latency.seconds
+
+
+# -- the closed loop on a cost that the tables get wrong -------------------------------------------
+
+
+class Crooked(Gauge):
+    """Really costs an overhead and a power of what the tables say."""
+
+    aim, lowest = 0.985, 0.97
+
+    def __init__(self, analysis, share):
+        self.analysis = analysis
+        self.budget = fxprune.Budget("latency", share, relative=True)
+        self.dense = self._cost({})
+        self.limit = share * self.dense
+        self.asked = 0
+
+    def tables(self, choices):
+        return macs_tables(self.analysis, choices)
+
+    def actual(self, slim, sizes):
+        self.asked += 1
+        return self._cost(sizes)
+
+    def _cost(self, sizes):
+        share = macs(self.analysis, sizes) / macs(self.analysis)
+        return 0.2 + 0.8 * share**1.5
+
+
+def looped(share):
+    model = small_resnet()
+    captured = capture(model, (images(),))
+    analysis = infer(captured)
+    importance = magnitude(captured.module, analysis)
+    gauge = Crooked(analysis, share)
+    allocator = Allocator.build(analysis, build_ladders(analysis, 1), importance, [gauge.tables])
+
+    def make(sizes):
+        return slim(captured, analysis, plan_of(sizes, analysis, importance, {}))
+
+    return close_the_loop([gauge], allocator, make, lambda done, total: None), gauge
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+def test_the_loop_corrects_tables_until_the_budget_is_kept_and_used(share):
+    candidate, gauge = looped(share)
+    assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
+    assert gauge.asked <= 6
+
+
+def test_a_budget_out_of_reach_names_the_least_that_can_be_reached():
+    with pytest.raises(fxprune.BudgetError, match="out of reach") as caught:
+        looped(0.15)
+    assert caught.value.floor >= 0.2
+    assert caught.value.requested == pytest.approx(0.15)
+
+
+# -- asking wrongly --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "budget", ["fast", "-3 ms", "0% latency", "150% MACs", 1.5, None, [], "5 GB/s"]
+)
+def test_budgets_that_make_no_sense_are_refused_before_anything_is_done(budget):
+    with pytest.raises(fxprune.BudgetError):
+        fxprune.optimize(None, budget)
+
+
+def test_a_budget_above_dense_is_refused():
+    with pytest.raises(fxprune.BudgetError, match="above what the dense network uses"):
+        optimized("500 GMACs")
+
+
+def test_a_budget_out_of_reach_is_refused_with_the_floor():
+    with pytest.raises(fxprune.BudgetError, match="out of reach") as caught:
+        optimized("1k params", multiple_of=16)
+    assert 1000 < caught.value.floor < 50000
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"backend": "abacus"}, fxprune.InputError, "abacus"),
+        ({"importance": "taylor"}, fxprune.InputError, "needs data"),
+        ({"importance": "guess"}, fxprune.InputError, "guess"),
+        ({"multiple_of": 0}, fxprune.InputError, "multiple_of"),
+        ({"ignore": ["nothing.like.it"]}, fxprune.InputError, "matches no module"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, error, message):
+    budget = "50% latency" if "backend" in options else "50% MACs"
+    with pytest.raises(error, match=message):
+        optimized(budget, **options)
+
+
+def test_without_inputs_and_data_there_is_nothing_to_go_by():
+    with pytest.raises(fxprune.InputError, match="Neither example_inputs nor data"):
+        fxprune.optimize(small_resnet(), "50% MACs", progress=False)
+
+
+def test_a_model_with_nothing_to_slim_says_why():
+    with pytest.raises(fxprune.InputError, match="dimension of the model's"):
+        fxprune.optimize(nn.Linear(3, 4), "50% MACs", (torch.randn(1, 3),), progress=False)
