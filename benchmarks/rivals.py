@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from benchmarks.solver_networks import Instance, Tables, rungs
+from benchmarks.solver_networks import Instance, rungs
 from fxprune.solver.silence import without_lines
 
 Widths: TypeAlias = dict[str, int]
@@ -34,40 +34,15 @@ SMCP_STEPS = 55
 MDP_GAP = 1e-4
 
 
-def ends(table: Tables) -> tuple[str | None, str | None]:
-    """The choices that index the table's first and second axis."""
-    layer = table.layer
-    return layer.source, None if layer.depthwise else layer.target
-
-
-def complete(instance: Instance, widths: Mapping[str, int]) -> Widths:
-    """The widths with those of all concatenations."""
-    full = dict(widths)
-    for total, parts in instance.network.sums:
-        size = sum(int(instance.ladders[part][full[part]]) for part in parts)
-        full[total] = int(np.searchsorted(instance.ladders[total], size))
-    return full
-
-
-def count(instance: Instance, widths: Mapping[str, int]) -> tuple[float, int]:
-    """Value and latency of complete widths."""
-    value, latency = 0.0, 0
-    for table in instance.tables:
-        place = tuple(0 if end is None else widths[end] for end in ends(table))
-        value += float(table.value[place])
-        latency += int(table.cost[(0, *place)])
-    return value, latency
-
-
 def uniform(instance: Instance, budget: int) -> Widths | None:
     """The largest share of channels, the same in every group, that meets the budget."""
-    sizes = {group: len(instance.ladders[group]) for group in _groups(instance)}
+    sizes = {group: len(instance.ladders[group]) for group in instance.groups()}
     shares = sorted({(i + 1) / size for size in sizes.values() for i in range(size)})
     best = None
     for share in shares:
         wanted = {g: max(0, math.floor(share * size + 1e-9) - 1) for g, size in sizes.items()}
-        widths = complete(instance, wanted)
-        if count(instance, widths)[1] > budget:
+        widths = instance.complete(wanted)
+        if instance.count(widths)[1] > budget:
             break
         best = widths
     return best
@@ -80,11 +55,11 @@ def greedy(instance: Instance, budget: int) -> Widths | None:
     stairs of the latency are no obstacle.  (With concatenations, which make a step dear to count,
     it goes to the next option only.)
     """
-    widths = complete(instance, instance.dense())
-    value, latency = count(instance, widths)
+    widths = instance.complete(instance.dense())
+    value, latency = instance.count(widths)
     while latency > budget:
         best: tuple[float, str, int] | None = None
-        for group in _groups(instance):
+        for group in instance.groups():
             options, values, latencies = _steps_down(instance, widths, group, value, latency)
             saved = latency - latencies
             useful = saved > 0
@@ -94,8 +69,8 @@ def greedy(instance: Instance, budget: int) -> Widths | None:
                 best = step if best is None else min(best, step)
         if best is None:
             return None
-        widths = complete(instance, widths | {best[1]: best[2]})
-        value, latency = count(instance, widths)
+        widths = instance.complete(widths | {best[1]: best[2]})
+        value, latency = instance.count(widths)
     return widths
 
 
@@ -109,14 +84,14 @@ def halp(instance: Instance, budget: int) -> Widths | None:
 
     The paper's recurrence is no exact solver of its knapsack, see `halp_exact`.
     """
-    tried = [_halp(instance, budget, partial(_recurrence, length)) for length in HALP_CHUNKS]
+    tried = [_halp(instance, budget, partial(recurrence, length)) for length in HALP_CHUNKS]
     found = [widths for widths in tried if widths is not None]
-    return max(found, key=lambda widths: count(instance, widths)[0], default=None)
+    return max(found, key=lambda widths: instance.count(widths)[0], default=None)
 
 
 def halp_exact(instance: Instance, budget: int) -> Widths | None:
     """HALP with an exact multiple-choice knapsack in place of the paper's recurrence."""
-    return _halp(instance, budget, _at_most)
+    return _halp(instance, budget, exact_knapsack)
 
 
 Knapsack: TypeAlias = Callable[[Instance, Widths, float], Widths | None]
@@ -126,9 +101,9 @@ def _halp(instance: Instance, budget: int, knapsack: Knapsack) -> Widths | None:
     if instance.network.sums:
         return None
     widths = instance.dense()
-    dense = count(instance, widths)[1]
+    dense = instance.count(widths)[1]
     for step in range(1, HALP_STEPS + 1):
-        if count(instance, widths)[1] <= budget:
+        if instance.count(widths)[1] <= budget:
             break
         share = step / HALP_STEPS
         target = math.exp(share * math.log(budget) + (1 - share) * math.log(dense))
@@ -136,7 +111,7 @@ def _halp(instance: Instance, budget: int, knapsack: Knapsack) -> Widths | None:
         if chosen is None:
             return None
         widths = chosen
-    return widths if count(instance, widths)[1] <= budget else None
+    return widths if instance.count(widths)[1] <= budget else None
 
 
 def smcp(instance: Instance, budget: int) -> Widths | None:
@@ -150,7 +125,7 @@ def smcp(instance: Instance, budget: int) -> Widths | None:
     if instance.network.sums:
         return None
     widths = instance.dense()
-    dense = count(instance, widths)[1]
+    dense = instance.count(widths)[1]
     capacity = float(budget)
     best: tuple[float, Widths] | None = None
     for step in range(1, 2 * SMCP_STEPS + 1):
@@ -160,7 +135,7 @@ def smcp(instance: Instance, budget: int) -> Widths | None:
         if chosen is None:
             break
         widths = chosen
-        value, latency = count(instance, widths)
+        value, latency = instance.count(widths)
         if latency <= budget and (best is None or value > best[0]):
             best = (value, widths)
         if step >= SMCP_STEPS and latency > budget:
@@ -187,7 +162,7 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
     height, binary = len(kept), width
     gain, cost = [np.zeros(width)], [np.zeros(width)]
     for table in instance.tables:
-        names = ends(table)
+        names = table.ends
         cut = np.ix_(*(np.zeros(1, np.int64) if n is None else kept[n] for n in names))
         value, latency = table.value[cut], table.cost[0][cut]
         for axis, name in enumerate(names):
@@ -224,7 +199,7 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
         group: int(options[result.x[first[group] :][: len(options)].argmax()])
         for group, options in kept.items()
     }
-    return widths if count(instance, widths)[1] <= budget else None
+    return widths if instance.count(widths)[1] <= budget else None
 
 
 RIVALS: dict[str, Callable[[Instance, int], Widths | None]] = {
@@ -237,12 +212,6 @@ RIVALS: dict[str, Callable[[Instance, int], Widths | None]] = {
 }
 
 
-def _groups(instance: Instance) -> list[str]:
-    """The groups that are chosen, not summed."""
-    totals = {total for total, _ in instance.network.sums}
-    return [name for name in instance.ladders if name not in totals]
-
-
 def _steps_down(
     instance: Instance, widths: Widths, group: str, value: float, latency: int
 ) -> tuple[IntArray, FloatArray, IntArray]:
@@ -251,11 +220,11 @@ def _steps_down(
     if instance.network.sums:
         if not option:
             return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
-        after = count(instance, complete(instance, widths | {group: option - 1}))
+        after = instance.count(instance.complete(widths | {group: option - 1}))
         return np.array([option - 1]), np.array([after[0]]), np.array([after[1]])
     values, latencies = np.full(option, value), np.full(option, latency)
     for table in instance.tables:
-        names = ends(table)
+        names = table.ends
         if group in names:
             here = tuple(0 if n is None else widths[n] for n in names)
             line = tuple(
@@ -277,7 +246,7 @@ def _one_sided(
     costs = {group: np.zeros(len(ladder), np.int64) for group, ladder in instance.ladders.items()}
     rest = 0
     for table in instance.tables:
-        names = ends(table)
+        names = table.ends
         axis = 0 if table.layer.depthwise else side
         owner = names[axis]
         line = tuple(
@@ -291,7 +260,7 @@ def _one_sided(
     return values, costs, rest
 
 
-def _at_most(instance: Instance, widths: Widths, target: float) -> Widths | None:
+def exact_knapsack(instance: Instance, widths: Widths, target: float) -> Widths | None:
     """The exact knapsack over options up to the present ones, charged to the producers."""
     values, costs, rest = _one_sided(instance, widths, side=1)
     return _mckp(
@@ -301,7 +270,7 @@ def _at_most(instance: Instance, widths: Widths, target: float) -> Widths | None
     )
 
 
-def _recurrence(instance: Instance, widths: Widths, target: float, length: int) -> Widths | None:
+def recurrence(length: int, instance: Instance, widths: Widths, target: float) -> Widths | None:
     """The paper's knapsack over chunks of `length` options."""
     values, costs, rest = _one_sided(instance, widths, side=1)
     capacity = target - rest - sum(int(cost[0]) for cost in costs.values())

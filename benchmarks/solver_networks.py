@@ -11,7 +11,7 @@ the point is the shape and the size of the problems.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -222,6 +222,11 @@ class Tables:
     value: FloatArray
     cost: IntArray
 
+    @property
+    def ends(self) -> tuple[str | None, str | None]:
+        """The choices that index the first and the second axis."""
+        return self.layer.source, None if self.layer.depthwise else self.layer.target
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -236,12 +241,10 @@ class Instance:
         choices = tuple(Choice(name, len(widths)) for name, widths in self.ladders.items())
         factors: list[Factor | SparseFactor] = []
         for table in self.tables:
-            layer = table.layer
-            ends = (layer.source, None if layer.depthwise else layer.target)
-            scope = tuple(end for end in ends if end is not None)
+            scope = tuple(end for end in table.ends if end is not None)
             shape = tuple(len(self.ladders[end]) for end in scope)
             cost = table.cost[:count].reshape(count, *shape)
-            factors.append(Factor(layer.name, scope, cost, table.value.reshape(shape)))
+            factors.append(Factor(table.layer.name, scope, cost, table.value.reshape(shape)))
         for total, parts in self.network.sums:
             ends_of = [(part, self.ladders[part].tolist()) for part in parts]
             whole = (total, self.ladders[total].tolist())
@@ -249,7 +252,30 @@ class Instance:
         return Problem(choices, tuple(factors), budgets, (0,) * count)
 
     def dense(self) -> dict[str, int]:
+        """The last option of everything."""
         return {name: len(widths) - 1 for name, widths in self.ladders.items()}
+
+    def groups(self) -> list[str]:
+        """The groups that are chosen, not summed."""
+        totals = {total for total, _ in self.network.sums}
+        return [name for name in self.ladders if name not in totals]
+
+    def complete(self, options: Mapping[str, int]) -> dict[str, int]:
+        """The options with those of all concatenations."""
+        full = dict(options)
+        for total, parts in self.network.sums:
+            size = sum(int(self.ladders[part][full[part]]) for part in parts)
+            full[total] = int(np.searchsorted(self.ladders[total], size))
+        return full
+
+    def count(self, options: Mapping[str, int]) -> tuple[float, int]:
+        """Value and latency of complete options."""
+        value, latency = 0.0, 0
+        for table in self.tables:
+            place = tuple(0 if end is None else options[end] for end in table.ends)
+            value += float(table.value[place])
+            latency += int(table.cost[(0, *place)])
+        return value, latency
 
 
 def instance(name: str, coarse: bool = False, seed: int = 0) -> Instance:

@@ -18,6 +18,7 @@ from fxprune.errors import (
     VerificationError,
 )
 from fxprune.optimize import apply, optimize
+from fxprune.pareto import pareto
 from fxprune.passes.recover import finetune
 from fxprune.plan import Plan
 from fxprune.report import report
@@ -43,6 +44,7 @@ __all__ = [
     "finetune",
     "load",
     "optimize",
+    "pareto",
     "report",
     "save",
 ]

@@ -8,6 +8,7 @@ out just under the limit. Solving takes milliseconds; measuring is what costs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.units import format_resource
+
+logger = logging.getLogger(__name__)
 
 Slim = Callable[[Mapping[Atom, int]], fx.GraphModule]
 Tell = Callable[[int, int], None]
@@ -72,6 +75,13 @@ def close_the_loop(
             break
         tried.add(key)
         candidate = _measured(allocation, gauges, slim)
+        logger.info(
+            "round %d: tables say %s, limits %s, found %s",
+            round_number + 1,
+            allocation.costs,
+            limits,
+            candidate.used,
+        )
         if _keeps(candidate, gauges):
             if best is None or allocation.solution.value > best.allocation.solution.value:
                 best = candidate

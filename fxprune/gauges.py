@@ -31,6 +31,8 @@ class Gauge(ABC):
     dense: float
     aim: float = 1.0
     """Share of the limit to aim at, so that noise does not carry the candidate over it."""
+    unit: float = 1.0
+    """What costs are counted in by the solver."""
     lowest: float = 0.0
     """Share of the limit under which a better candidate is looked for."""
 
@@ -101,6 +103,7 @@ class MetricGauge(Gauge):
         self._analysis = analysis
         self.dense = self._evaluate(module)
         self.limit = budget.resolve(self.dense)
+        self.unit = abs(self.dense) * 1e-7 or 1.0
 
     def tables(self, choices: Choices) -> Tables:
         tables = costs.macs_tables(self._analysis, choices)
@@ -167,6 +170,7 @@ class LatencyGauge(Gauge):
 
     aim = 0.985
     lowest = 0.97
+    unit = 1e-9
 
     def __init__(
         self, budget: Budget, watch: Stopwatch, build: Callable[[Choices], Tables]

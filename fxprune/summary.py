@@ -9,39 +9,35 @@ from torch import fx
 from fxprune.axes import Atom, kept_size
 from fxprune.budget import Budget
 from fxprune.closed_loop import Candidate
-from fxprune.gauges import Stopwatch, count_params, weight_bytes
+from fxprune.gauges import count_params, weight_bytes
 from fxprune.measure import Measurement
 from fxprune.passes import verify
 from fxprune.passes.allocation import costs
-from fxprune.passes.capture import Captured
 from fxprune.passes.frozen import frozen_places
-from fxprune.passes.infer import Analysis
 from fxprune.passes.latency import LatencyModel
 from fxprune.passes.layers import Layer
+from fxprune.prepare import Prepared
 from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Side, Verification
 
 
 def summarise(
-    captured: Captured,
-    analysis: Analysis,
-    layers: Sequence[Layer],
+    prepared: Prepared,
     candidate: Candidate,
     verification: verify.Verification,
-    watch: Stopwatch | None,
     latency: LatencyModel | None,
     budgets: Sequence[Budget],
-    meta: Mapping[str, object],
 ) -> Report:
     """Dense and slim side by side, layer by layer, with certificate and verification."""
+    analysis, timed = prepared.analysis, prepared.timed
     sizes = candidate.allocation.sizes
     solution = candidate.allocation.solution
-    times = watch.times.get(candidate.module) if watch is not None else None
+    times = timed.watch.times.get(candidate.module) if timed is not None else None
     return Report(
-        dense=_side(captured.module, costs.macs(analysis), times.dense if times else None),
+        dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
         slim=_side(candidate.module, costs.macs(analysis, sizes), times.slim if times else None),
-        layers=_rows(layers, sizes, latency),
+        layers=_rows(prepared.layers, sizes, latency),
         budget=", ".join(budget.describe() for budget in budgets),
-        backend=str(meta.get("backend", "")),
+        backend=timed.backend.version() if timed is not None else "",
         frozen=tuple(
             FrozenPlace(", ".join(place.members), place.reason) for place in frozen_places(analysis)
         ),

@@ -352,6 +352,8 @@ class Attention(nn.Module):
         query, key, value = self._project(x)
         if self.kernel == "sdpa":
             mixed = F.scaled_dot_product_attention(query, key, value)
+        elif self.kernel == "causal":
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
         elif self.kernel == "masked":
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias)
         elif self.kernel == "einsum":
@@ -428,8 +430,9 @@ class FoldedAttention(nn.Module):
 class GroupedQueries(nn.Module):
     """Attention in which several query heads share a key and value head (Ainslie et al. 2023)."""
 
-    def __init__(self, channels: int, heads: int, shared: int, width: int):
+    def __init__(self, channels: int, heads: int, shared: int, width: int, native: bool):
         super().__init__()
+        self.native = native
         self.heads, self.shared, self.width = heads, shared, width
         self.query = nn.Linear(channels, heads * width)
         self.key, self.value = (nn.Linear(channels, shared * width) for _ in range(2))
@@ -440,9 +443,12 @@ class GroupedQueries(nn.Module):
         query = self.query(x).view(b, t, self.heads, self.width).transpose(1, 2)
         key = self.key(x).view(b, t, self.shared, self.width).transpose(1, 2)
         value = self.value(x).view(b, t, self.shared, self.width).transpose(1, 2)
-        key = key.repeat_interleave(self.heads // self.shared, dim=1)
-        value = value.repeat_interleave(self.heads // self.shared, dim=1)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        if self.native:
+            mixed = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        else:
+            key = key.repeat_interleave(self.heads // self.shared, dim=1)
+            value = value.repeat_interleave(self.heads // self.shared, dim=1)
+            mixed = F.scaled_dot_product_attention(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(b, t, self.heads * self.width))
 
 
@@ -601,3 +607,106 @@ class Along(nn.Module):
                 return x.topk(x.shape[1] // 2, dim=1).values
             case _:
                 return x.unfold(1, 2, 2).sum(-1)
+
+
+class NormByHand(nn.Module):
+    """A norm over the channels, written out: layer norm, RMS norm, or to unit length."""
+
+    def __init__(self, channels: int, dim: int, rank: int, style: str):
+        super().__init__()
+        shape = (channels, *(1,) * (rank - 1)) if dim == 1 else (channels,)
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.dim, self.style = dim, style
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.style == "rms":
+            return self.weight * x * torch.rsqrt(x.pow(2).mean(self.dim, keepdim=True) + 1e-6)
+        if self.style == "unit":
+            return self.weight * x / (x.norm(dim=self.dim, keepdim=True) + 1e-6)
+        if self.style == "unbiased":
+            return (x - x.mean(self.dim, True)) / (x.std(self.dim, keepdim=True) + 1e-6)
+        mean = x.mean(self.dim, keepdim=True)
+        variance = (x - mean).pow(2).mean(self.dim, keepdim=True)
+        return self.weight * ((x - mean) / torch.sqrt(variance + 1e-6)) + self.bias
+
+
+class InPlace(nn.Module):
+    """Statements that write into tensors and drop what they return."""
+
+    def __init__(self, channels: int, dim: int, rank: int):
+        super().__init__()
+        shape = (channels, *(1,) * (rank - 1)) if dim == 1 else (channels,)
+        self.shift = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 1.5
+        y.add_(self.shift)
+        y *= 0.5
+        y.clamp_(-3, 3)
+        return y
+
+
+class SpatialAttention(nn.Module):
+    """Places gated by statistics over the channels (Woo et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        together = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.conv(together))
+
+
+class Recurrent(nn.Module):
+    """A recurrent cell in a Python loop; the states are stacked."""
+
+    def __init__(self, inputs: int, hidden: int, steps: int):
+        super().__init__()
+        self.read, self.carry = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden, bias=False)
+        self.hidden, self.steps = hidden, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], self.hidden)
+        states = []
+        for step in range(self.steps):
+            state = torch.tanh(self.read(x[:, step]) + self.carry(state))
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+
+class Steps(nn.Module):
+    """A vector field followed for a few Euler steps (Chen et al. 2018)."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(channels, inner), nn.Linear(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + 0.3 * self.down(torch.tanh(self.up(x)))
+        return x
+
+
+class Rotary(nn.Module):
+    """Attention whose queries and keys are rotated by position (Su et al. 2021)."""
+
+    def __init__(self, channels: int, heads: int, width: int, tokens: int):
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.qkv = nn.Linear(channels, 3 * heads * width)
+        self.out = nn.Linear(heads * width, channels)
+        angles = torch.outer(torch.arange(tokens) + 1.0, 0.5 ** torch.arange(width // 2))
+        self.register_buffer("cos", torch.cos(torch.cat([angles, angles], -1)))
+        self.register_buffer("sin", torch.sin(torch.cat([angles, angles], -1)), persistent=False)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat([-second, first], dim=-1) * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        split = self.qkv(x).view(b, t, 3, self.heads, self.width)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(self._rotated(query), self._rotated(key), value)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, -1))

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from tests import blocks
 
@@ -88,7 +89,7 @@ class TwoInputs(Network):
         return self.compute([x, y])
 
 
-# -- the table of rows -------------------------------------------------------------------------------
+# -- the table of rows -----------------------------------------------------------------------------
 
 ROWS: dict[int, list[tuple[Row, float]]] = {1: [], 2: [], 3: []}
 
@@ -174,6 +175,7 @@ def other_convolution(
         lambda: blocks.Lifted(inputs, outputs),
         lambda: blocks.RowConv(inputs, outputs),
         lambda: blocks.Standardised(inputs, outputs),
+        lambda: weight_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
         lambda: blocks.ChannelsLast(nn.Linear(inputs, outputs)),
     ]
     if common:
@@ -296,7 +298,7 @@ def glu(rng: random.Random, shape: Shape) -> nn.Module | None:
 
 @row(3)
 def resize(rng: random.Random, shape: Shape) -> nn.Module | None:
-    channels, height, width = shape
+    channels, height, _ = shape
     if height % 2 == 0 and height > 2 and rng.random() < 0.5:
         return rng.choice([nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(height // 2)])
     if height <= 4:
@@ -359,10 +361,38 @@ def stacked(rng: random.Random, shape: Shape) -> nn.Module:
 def along(rng: random.Random, shape: Shape) -> nn.Module | None:
     if shape[0] < 4:
         return None
-    styles = "softmax cumsum normalize response centre sort flip topk unfold".split()
-    if len(shape) == 1:
-        styles.remove("response")
+    styles = ["softmax", "cumsum", "normalize", "centre", "sort", "flip", "topk", "unfold"]
+    if len(shape) == 3:
+        styles.append("response")
     return blocks.Along(rng.choice(styles))
+
+
+@row(3, 2, 1)
+def norm_by_hand(rng: random.Random, shape: Shape) -> nn.Module:
+    dim = 1 if len(shape) == 3 else -1
+    style = rng.choice(["layer", "layer", "rms", "unit", "unbiased"])
+    return blocks.NormByHand(shape[0] if dim == 1 else shape[-1], dim, len(shape), style)
+
+
+@row(3, 2, 1, weight=0.5)
+def in_place(rng: random.Random, shape: Shape) -> nn.Module:
+    dim = -1 if len(shape) == 2 else 1
+    return blocks.InPlace(shape[-1] if dim == -1 else shape[0], dim, len(shape))
+
+
+@row(3, weight=0.6)
+def spatial_attention(rng: random.Random, shape: Shape) -> nn.Module:
+    return blocks.SpatialAttention()
+
+
+@row(2, weight=0.5)
+def recurrent(rng: random.Random, shape: Shape) -> nn.Module:
+    return blocks.Recurrent(shape[1], rng.choice([4, 6]), min(shape[0], 4))
+
+
+@row(1, weight=0.5)
+def vector_field(rng: random.Random, shape: Shape) -> nn.Module:
+    return blocks.Steps(shape[0], rng.choice([4, 6]))
 
 
 @row(3, weight=1.5)
@@ -373,7 +403,7 @@ def tokens(rng: random.Random, shape: Shape) -> nn.Module | None:
     return blocks.Tokens(shape[0], places, rng.random() < 0.5, rng.random() < 0.5)
 
 
-@row(3, weight=0.7)
+@row(3, weight=0.4)
 def image_to_vector(rng: random.Random, shape: Shape) -> nn.Module:
     return blocks.Pooled(rng.choice(["mean", "adaptive", "peak", "view", "flatten"]))
 
@@ -386,11 +416,13 @@ def attention(rng: random.Random, shape: Shape) -> nn.Module:
     if kind < 0.15:
         inner: nn.Module = blocks.FoldedAttention(channels, heads, width)
     elif kind < 0.3:
-        inner = blocks.GroupedQueries(channels, 4, 2, width)
+        inner = blocks.GroupedQueries(channels, 4, 2, width, rng.random() < 0.5)
+    elif kind < 0.35:
+        inner = blocks.Rotary(channels, 2, 4, count)
     else:
         layouts = ["fused", "fused unbind", "fused chunk", "separate", "separate shape"]
         layouts.append("unflatten")
-        kernels = ["sdpa", "masked", "biased", "einsum", "shape", "scaled"]
+        kernels = ["sdpa", "causal", "masked", "biased", "einsum", "shape", "scaled"]
         inner = blocks.Attention(
             channels, heads, width, rng.choice(layouts), rng.choice(kernels), count
         )
@@ -463,7 +495,7 @@ def outer(rng: random.Random, shape: Shape) -> nn.Module:
     return blocks.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm"]))
 
 
-# -- growing a network -------------------------------------------------------------------------------
+# -- growing a network -----------------------------------------------------------------------------
 
 
 class Grower:
@@ -544,10 +576,9 @@ class Grower:
         if mine + theirs <= MOST_CHANNELS and self.rng.random() < 0.5:
             self.add(blocks.Join(1 if channel == 0 else -1), source, other)
             return
-        layer = (lambda: nn.Conv2d(theirs, mine, 1)) if channel == 0 else None
-        project = (
-            nn.Identity() if mine == theirs else (layer or (lambda: nn.Linear(theirs, mine)))()
-        )
+        project: nn.Module = nn.Identity()
+        if mine != theirs:
+            project = nn.Conv2d(theirs, mine, 1) if channel == 0 else nn.Linear(theirs, mine)
         self.add(blocks.Sum(project), source, other)
 
     def _again(self, source: int) -> bool:
@@ -579,14 +610,16 @@ class Grower:
 
 
 def generate(seed: int, steps: int | None = None) -> Generated:
-    """The random network number `seed`, with `steps` rows (3 to 9 unless told)."""
+    """The random network number `seed`, with `steps` rows (3 to 10 unless told)."""
     rng = random.Random(seed)
     with _float64(seed):
-        shapes: list[Shape] = [rng.choice([(3, 8, 8), (4, 6, 6), (3, 4, 4), (6, 5), (5,)])]
+        shapes: list[Shape] = [
+            rng.choice([(3, 8, 8), (4, 6, 6), (4, 6, 6), (3, 4, 4), (6, 5), (5,)])
+        ]
         if rng.random() < 0.25:
             shapes.append(rng.choice([(6,), shapes[0]]))
         grower = Grower(rng, shapes)
-        for _ in range(steps or rng.randint(3, 9)):
+        for _ in range(steps or rng.randint(3, 10)):
             grower.grow()
         outputs = grower.finish()
         kind = Network if len(shapes) == 1 else TwoInputs

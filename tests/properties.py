@@ -1,7 +1,7 @@
 """What must hold for every network and every choice of kept positions.
 
-Each check is independent of the others and raises `AssertionError` (or the project's own error) with
-what it saw. `CHECKS` lists them by name; `examine` runs them all on one case.
+Each check is independent of the others and raises `AssertionError` (or the project's own error)
+with what it saw. `CHECKS` lists them by name; `examine` runs them all on one case.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def make_case(
     return Case(model, captured, analysis, plan, module, verification, samples, rng)
 
 
-# -- the checks --------------------------------------------------------------------------------------
+# -- the checks ------------------------------------------------------------------------------------
 
 
 def keeping_everything_changes_no_bit(case: Case) -> None:
@@ -217,7 +217,7 @@ def examine(
     return case
 
 
-# -- how they look into a model ----------------------------------------------------------------------
+# -- how they look into a model --------------------------------------------------------------------
 
 
 def outputs(module: nn.Module, inputs: tuple[Any, ...], grad: bool = False) -> list[Tensor]:
@@ -263,10 +263,10 @@ def _lockstep(
         yield mine, runners[0].env[mine], runners[1].env[theirs]
 
 
-# -- taint -------------------------------------------------------------------------------------------
+# -- taint -----------------------------------------------------------------------------------------
 
-# Operations that mix positions of one axis, by their own definition and not by the typing rules: after
-# them, what was tainted by mixing is washed, so that the next operation starts from known positions.
+# Operations that mix positions of one axis, by their own definition and not by the typing rules:
+# what they taint further is washed off, so that the next operation starts from known positions.
 MIXING_MODULES = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -276,13 +276,18 @@ MIXING_MODULES = (
     nn.GroupNorm,
 )
 MIXING = frozenset(
-    "conv1d conv2d conv3d linear scaled_dot_product_attention layer_norm group_norm rms_norm "
-    "matmul bmm mm einsum sum norm normalize lstm gru rnn_tanh lstm_cell gru_cell".split()
+    """
+    conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum norm normalize
+    scaled_dot_product_attention layer_norm group_norm rms_norm weight_norm
+    mean var std var_mean std_mean amax amin lstm gru rnn_tanh lstm_cell gru_cell
+    """.split()  # noqa: SIM905  (a list of names reads better in rows)
 )
-# Copies and tensors of equal numbers have free axes that nothing flows into: they start the taint.
+# Copies and tensors of equal numbers have free axes that nothing flows into: it starts there.
 CREATING = frozenset(
-    "zeros ones full zeros_like ones_like new_zeros new_ones expand expand_as repeat_interleave"
-    " broadcast_to".split()
+    """
+    zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
+    expand expand_as broadcast_to repeat_interleave
+    """.split()  # noqa: SIM905
 )
 
 

@@ -111,7 +111,7 @@ def test_the_dense_network_is_worth_100_also_with_concatenations():
 def test_the_answer_is_the_best_of_all_choices():
     _, analysis, ladders, importance = prepared(small_resnet(8), images(1))
     allocator = Allocator.build(
-        analysis, ladders, importance, [lambda choices: macs_tables(analysis, choices)]
+        analysis, ladders, importance, [lambda choices: macs_tables(analysis, choices)], [1.0]
     )
     limit = 0.5 * macs(analysis)
     answer = allocator.solve([limit])

@@ -38,7 +38,10 @@ class FormulaBackend:
     def version(self):
         return "1"
 
-    def compile_region(self, region, settings):
+    def region_seconds(self, region, settings, device):
+        return None
+
+    def compile_region(self, region, settings, device):
         self.compiled.append(region)
         return region
 
@@ -93,9 +96,9 @@ def test_a_region_knows_its_widths_after_slimming():
 def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
     captured, analysis, layers, choices = prepared(model, images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     dense = sum(seconds_of(layer.region) for layer in layers) + 5e-6
-    built = latency.build_latency_model(captured.module, analysis, layers, choices, tables, dense)
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, None)
     assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
     for option in (0, 1):
         sizes = {atom: rung.widths[option] for atom, rung in choices.ladders.items()}
@@ -107,20 +110,44 @@ def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
 def test_the_sum_of_kernels_never_exceeds_the_whole_network(formula, tmp_path):
     captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     kernels = sum(seconds_of(layer.region) for layer in layers)
     built = latency.build_latency_model(
-        captured.module, analysis, layers, choices, tables, kernels / 2
+        captured.module, analysis, choices, tables, kernels / 2, None
     )
-    assert built.scale == pytest.approx(0.5)
+    assert [scale for _, scale in built.layers] == pytest.approx([0.5] * len(layers))
     assert sum(built.by_layer({}).values()) == pytest.approx(kernels / 2)
+
+
+def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
+    captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+    profile = {layer.node: 2 * seconds_of(layer.region) for layer in layers} | {"mean": 3e-6}
+    dense = sum(profile.values()) + 1e-6
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, profile)
+    assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
+    assert built.by_layer({}) == pytest.approx({n: s for n, s in profile.items() if n != "mean"})
+
+
+def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):
+    class Telling(FormulaBackend):
+        def region_seconds(self, region, settings, device):
+            return 2 * seconds_of(region)
+
+    _, _, layers, choices = prepared(small_resnet(16), images(1))
+    backend = Telling()
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = latency.measure_layers(layers, choices, backend, Settings(), "cpu", 4, cache)
+    assert backend.compiled == []
+    assert tables[0].at({}) == pytest.approx(2 * seconds_of(layers[0].region))
 
 
 def test_nothing_is_measured_twice(formula, tmp_path):
     _, _, layers, choices = prepared(small_resnet(16), images(1))
     for _ in range(2):
         with Cache(tmp_path / "cache.sqlite") as cache:
-            latency.measure_layers(layers, choices, formula, Settings(), 4, cache)
+            latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     signatures = [region.signature() for region in formula.compiled]
     assert len(signatures) == len(set(signatures))
 
@@ -131,7 +158,7 @@ def test_a_layer_that_keeps_its_widths_is_measured_once(formula, tmp_path):
     analysis = infer(captured)
     layers = find_layers(captured.module, analysis)
     with Cache(tmp_path / "cache.sqlite") as cache:
-        (table,) = latency.measure_layers(layers, Choices({}), formula, Settings(), 4, cache)
+        (table,) = latency.measure_layers(layers, Choices({}), formula, Settings(), "cpu", 4, cache)
     assert len(formula.compiled) == 1
     assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
 
@@ -143,5 +170,5 @@ def test_outside_of_what_was_measured_latency_stays_positive():
         1.0,
         5.0,
         9.0,
-        0.5,
+        0.1,
     ]

@@ -169,7 +169,9 @@ def looped(share):
     analysis = infer(captured)
     importance = magnitude(captured.module, analysis)
     gauge = Crooked(analysis, share)
-    allocator = Allocator.build(analysis, build_ladders(analysis, 1), importance, [gauge.tables])
+    allocator = Allocator.build(
+        analysis, build_ladders(analysis, 1), importance, [gauge.tables], [1.0]
+    )
 
     def make(sizes):
         return slim(captured, analysis, plan_of(sizes, analysis, importance, {}))

@@ -95,6 +95,13 @@ def test_a_budget_below_the_floor_is_infeasible_and_names_the_floor() -> None:
     assert solution.value == solution.bound == -math.inf
 
 
+def test_a_budget_may_be_as_large_as_one_likes() -> None:
+    problem = chain(np.random.default_rng(1), length=5, options=4, budgets=2)
+    loose = solve(replace(problem, budgets=(10**30, problem.budgets[1])), gap=0)
+    enough = solve(replace(problem, budgets=(10**6, problem.budgets[1])), gap=0)
+    assert (loose.status, loose.value) == ("optimal", enough.value)
+
+
 def test_the_fixed_use_counts() -> None:
     assert solve(pair_problem(6, fixed=(5,))).value == 1.0
     assert solve(pair_problem(5, fixed=(5,))).floor == (6,)
@@ -401,7 +408,7 @@ WRONG: list[Any] = [1.0, 1j]
             lambda: SparseFactor("f", ("a", "a"), np.array([[0, 0], [1, 1]]), COST, VALUE),
         ),
         (
-            "expected integers of shape",
+            "not integers of shape",
             lambda: SparseFactor("f", ("a",), np.array([0, 1]), COST, VALUE),
         ),
         (
@@ -413,6 +420,8 @@ WRONG: list[Any] = [1.0, 1j]
                 (0,),
             ),
         ),
+        ("must be integers, not", lambda: Problem(ONE, (), (WRONG[0],), (0,))),
+        ("must be integers, not", lambda: front(Problem(ONE, (), (1,), (0,)), [WRONG[0]])),
         ("gap must be a number", lambda: solve(Problem(ONE, (), (1,), (0,)), gap=-1.0)),
         ("2 budgets for a problem with 1", lambda: front(Problem(ONE, (), (1,), (0,)), [(1, 1)])),
     ],

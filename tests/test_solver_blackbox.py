@@ -29,7 +29,8 @@ def proxy(budgets: int) -> Problem:
 def energy(assignment: Mapping[str, int]) -> float:
     """A nonlinear function of both costs, growing with each."""
     _, (first, second) = measure(PROBLEM, assignment)
-    return 5.0 + 0.002 * first + 0.0001 * float(second) ** 1.1
+    reading: float = 5.0 + 0.002 * first + 0.0001 * second**1.1
+    return reading
 
 
 @pytest.mark.parametrize("budgets", [1, 2])

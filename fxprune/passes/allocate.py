@@ -14,12 +14,9 @@ from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, f
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
-from fxprune.solver import Problem, Solution, solve
+from fxprune.solver import Problem, Solution, front, solve
 
 CostTables = Callable[[Choices], Tables]
-
-# Costs are handed to the solver in whole parts of what the dense network uses.
-RESOLUTION = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,25 @@ class Allocator:
         ladders: Mapping[Atom, Ladder],
         importance: Importance,
         costs: Sequence[CostTables],
+        units: Sequence[float],
     ) -> Allocator:
-        """Set the problem up; where concatenations entangle it too much, to first order."""
+        """Set the problem up; where concatenations entangle it too much, to first order.
+
+        Args:
+            costs: tables of each budget's cost.
+            units: what each cost is rounded up to, since the solver counts in whole numbers.
+        """
         for kind in (Choices, SeparateChoices):
             choices = kind(ladders)
             value = value_tables(analysis, importance, choices)
             tables = tuple(cost(choices) for cost in costs)
-            units = tuple(max(_dense(table), 1.0e-12) / RESOLUTION for table in tables)
             found, fixed = factors(choices, value, tables, units)
-            roomy = (2 * RESOLUTION,) * len(costs)
+            roomy = tuple(
+                math.ceil(2 * _dense(table) / unit)
+                for table, unit in zip(tables, units, strict=True)
+            )
             problem = Problem(choices.choices(), found, roomy, fixed)
-            allocator = Allocator(choices, problem, tables, units)
+            allocator = Allocator(choices, problem, tables, tuple(units))
             try:
                 solve(problem)
             except InputError:
@@ -80,6 +85,18 @@ class Allocator:
         )
         solution = solve(replace(self.problem, budgets=budgets))
         return self._read(solution, solution.assignment)
+
+    def front(self, limits: Sequence[float]) -> list[Allocation]:
+        """`solve` for many limits of the only budget at once."""
+        (unit,) = self.units
+        solutions = front(self.problem, [math.floor(limit / unit) for limit in limits])
+        return [self._read(solution, solution.assignment) for solution in solutions]
+
+    def floor(self) -> float:
+        """The least that the only budget can come to, by its table."""
+        (unit,) = self.units
+        (floor,) = solve(self.problem).floor
+        return floor * unit
 
     def dense_costs(self) -> tuple[float, ...]:
         """What the tables say of the dense network, per budget."""

@@ -38,7 +38,6 @@ from fxprune.passes.modules import is_resizable, renormalises
 from fxprune.passes.rules import RULES, Contraction, Op, tensors
 from fxprune.passes.trace import is_opaque, unfused_attention
 
-
 # Operators that change the dimensions of the tensor they are called on.
 REARRANGING = frozenset(
     {"transpose_", "t_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_"}

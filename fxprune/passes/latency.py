@@ -11,8 +11,9 @@ only there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import fx
 
 from fxprune.axes import Atom, Axis, kept_size
+from fxprune.backends import profiles
 from fxprune.backends.base import Backend
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
@@ -72,7 +74,7 @@ class LayerLatency:
         found = grid(np.stack([places[i].astype(float) for i in live], axis=-1))
         found = found.reshape(places[0].shape)
         # Outside of what was measured a straight line may fall below zero; a kernel cannot.
-        return np.asarray(np.maximum(found, self.seconds.min() / 2), dtype=np.float64)
+        return np.asarray(np.maximum(found, self.seconds.min() / 10), dtype=np.float64)
 
     def at(self, sizes: Mapping[Atom, int]) -> float:
         """Seconds when atoms have the given sizes."""
@@ -86,46 +88,69 @@ class LatencyModel:
     """The latency of the whole network, seconds.
 
     Attributes:
-        layers: each layer's own table.
-        rest: seconds of everything else in the dense network.
-        scale: what the sum of layers is multiplied with, where it exceeds the whole network.
+        layers: each layer's own table, and what it is multiplied with to be right in the dense
+            network.
         tables: all of it over the choices.
     """
 
-    layers: tuple[LayerLatency, ...]
-    rest: float
-    scale: float
+    layers: tuple[tuple[LayerLatency, float], ...]
     tables: Tables
 
     def by_layer(self, sizes: Mapping[Atom, int]) -> dict[str, float]:
         """Seconds of each layer when atoms have the given sizes, by node name."""
-        return {t.layer.node: t.at(sizes) * self.scale for t in self.layers}
+        return {table.layer.node: table.at(sizes) * scale for table, scale in self.layers}
 
 
 def build_latency_model(
     module: fx.GraphModule,
     analysis: Analysis,
-    layers: Sequence[Layer],
     choices: Choices,
     tables: Sequence[LayerLatency],
     dense_seconds: float,
+    profile: Mapping[str, float] | None,
 ) -> LatencyModel:
-    """Add up the tables of all layers, so that the dense network takes `dense_seconds`."""
-    kernels = sum(table.at({}) for table in tables)
-    scale = min(1.0, dense_seconds / kernels) if kernels else 1.0
-    rest = max(dense_seconds - kernels, 0.0)
-    total = Tables(choices.domains)
-    for table in tables:
+    """Add up the tables of all layers, so that the dense network takes `dense_seconds`.
+
+    Args:
+        profile: seconds of each node of `module` inside the dense network, where the backend can
+            tell. It puts each layer's table, and everything between the layers, right at the
+            dense widths. Without it, what the layers leave of the whole is shared out by size.
+    """
+    inside = {name for table in tables for name in table.layer.fused}
+    others = _other_tensors(module, analysis, inside)
+    kernels = [table.at({}) for table in tables]
+    if profile:
+        told = [sum(profile.get(n, 0.0) for n in table.layer.fused) for table in tables]
+        seconds = [t or kernel for t, kernel in zip(told, kernels, strict=True)]
+        between = {name: profile.get(name, 0.0) for name, _ in others}
+    else:
+        seconds = kernels
+        left = max(dense_seconds - sum(kernels), 0.0)
+        elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
+        whole = sum(elements.values())
+        between = {name: left * count / whole for name, count in elements.items()}
+    known = sum(seconds) + sum(between.values())
+    shrink = min(1.0, dense_seconds / known) if known else 1.0
+    total = Tables(choices.domains, constant=max(dense_seconds - known * shrink, 0.0))
+    scales = [shrink * s / k for s, k in zip(seconds, kernels, strict=True)]
+    for table, scale in zip(tables, scales, strict=True):
         layer = table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
-        total.add_function(widths, lambda *sizes, table=table: scale * table(*sizes))
-    others = _other_tensors(module, analysis, layers)
-    elements = sum(math.prod(axis.size for axis in axes) for axes in others)
-    if not elements:
-        total.constant += rest
-    for axes in others:
-        total.add_product([choices.width(axis) for axis in axes], rest / elements)
-    return LatencyModel(tuple(tables), rest, scale, total)
+        total.add_function(widths, partial(_scaled, table, scale))
+    for name, tensors in others:
+        count = sum(map(_elements, tensors))
+        for axes in tensors:
+            share = shrink * between[name] / count if count else 0.0
+            total.add_product([choices.width(axis) for axis in axes], share)
+    return LatencyModel(tuple(zip(tables, scales, strict=True)), total)
+
+
+def _scaled(table: LayerLatency, scale: float, *widths: Any) -> Array:
+    return scale * table(*widths)
+
+
+def _elements(axes: Sequence[Axis]) -> int:
+    return math.prod(axis.size for axis in axes)
 
 
 def measure_layers(
@@ -133,6 +158,7 @@ def measure_layers(
     choices: Choices,
     backend: Backend,
     settings: Settings,
+    device: str,
     multiple_of: int,
     cache: Cache,
     step: Callable[[int, int], None] | None = None,
@@ -140,6 +166,7 @@ def measure_layers(
     """Measure every layer at a few widths; what the cache knows is not measured again.
 
     Args:
+        device: type of the device that the model lies on, "cpu" or "cuda".
         step: called with the number of kernels done and needed, for progress.
     """
     corners = {layer.node: _corners(layer, choices, multiple_of) for layer in layers}
@@ -147,7 +174,7 @@ def measure_layers(
     for layer in layers:
         for region in _regions(layer, corners[layer.node]):
             needed[region.signature()] = region
-    seconds = _measured(needed, backend, settings, cache, step)
+    seconds = _measured(needed, backend, settings, device, cache, step)
     found = []
     for layer in layers:
         grid = [seconds[r.signature()] for r in _regions(layer, corners[layer.node])]
@@ -160,12 +187,14 @@ def _measured(
     needed: Mapping[str, Region],
     backend: Backend,
     settings: Settings,
+    device: str,
     cache: Cache,
     step: Callable[[int, int], None] | None,
 ) -> dict[str, float]:
+    protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
     keys = {
         signature: Key(
-            backend.device(), backend.name, backend.version(), settings, signature, PROTOCOL
+            backend.device(device), backend.name, backend.version(), settings, signature, protocol
         )
         for signature in needed
     }
@@ -173,14 +202,21 @@ def _measured(
     for done, (signature, region) in enumerate(needed.items()):
         known = cache.get(keys[signature])
         if known is None:
-            engine = backend.compile_region(region, settings)
-            found = measure(engine, region.inputs(), KERNEL_TIMING)
-            known = {"seconds": found.seconds, "spread": found.spread}
+            known = {"seconds": _seconds(region, backend, settings, device)}
             cache.put(keys[signature], known)
         seconds[signature] = float(known["seconds"])
         if step is not None:
             step(done + 1, len(needed))
     return seconds
+
+
+def _seconds(region: Region, backend: Backend, settings: Settings, device: str) -> float:
+    """Seconds of one kernel: as the backend's own profile tells them, or else by the clock."""
+    told = backend.region_seconds(region, settings, device)
+    if told is not None:
+        return told
+    engine = backend.compile_region(region, settings, device)
+    return measure(engine, region.inputs(device), KERNEL_TIMING).seconds
 
 
 def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tuple[Any, ...]:
@@ -227,14 +263,13 @@ def _regions(layer: Layer, corners: Sequence[Sequence[int]]) -> list[Region]:
 
 
 def _other_tensors(
-    module: fx.GraphModule, analysis: Analysis, layers: Sequence[Layer]
-) -> list[tuple[Axis, ...]]:
-    """Axes of every tensor that is computed outside of the layers."""
-    inside = {name for layer in layers for name in layer.fused}
-    others: list[tuple[Axis, ...]] = []
-    for node in module.graph.nodes:
-        if node.name in inside or node.op not in ("call_module", "call_function", "call_method"):
-            continue
-        if (operation(node) or "").removesuffix("_") not in FREE_OPERATIONS:
-            others.extend(analysis.values[node.name])
-    return others
+    module: fx.GraphModule, analysis: Analysis, inside: Set[str]
+) -> list[tuple[str, tuple[tuple[Axis, ...], ...]]]:
+    """Nodes that compute something outside of the layers, with the axes of what they yield."""
+    return [
+        (node.name, analysis.values[node.name])
+        for node in module.graph.nodes
+        if node.op in ("call_module", "call_function", "call_method")
+        and node.name not in inside
+        and (operation(node) or "").removesuffix("_") not in FREE_OPERATIONS
+    ]

@@ -32,6 +32,8 @@ NORMALISING_FUNCTIONS = frozenset(
         torch.ops.aten.rms_norm.default,
     }
 )
+# Reductions that have a meaning over any number of positions, as norms written by hand use them.
+REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "amax", "amin"})
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,18 @@ def resize(module: nn.Module, widths: Widths) -> None:
 
 
 def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
-    """Whether `node` is nothing but a norm, which the verifier can compute over kept positions."""
+    """Whether `node` is a norm or a reduction, which the verifier computes over kept positions."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], NORMALISING_MODULES)
-    return node.op == "call_function" and node.target in NORMALISING_FUNCTIONS
+    return reduces(node) or (node.op == "call_function" and node.target in NORMALISING_FUNCTIONS)
+
+
+def reduces(node: fx.Node) -> bool:
+    """Whether `node` is nothing but a reduction over positions."""
+    if node.op == "call_function":
+        packet = getattr(node.target, "overloadpacket", node.target)
+        return getattr(packet, "__name__", "") in REDUCTIONS
+    return node.op == "call_method" and node.target in REDUCTIONS
 
 
 def is_getitem(node: fx.Node) -> bool:

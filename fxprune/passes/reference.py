@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxprune.axes import Axes, Axis
 from fxprune.passes.constants import argument, operation
 from fxprune.passes.infer import Analysis
-from fxprune.passes.modules import renormalises
+from fxprune.passes.modules import reduces, renormalises
 from fxprune.passes.rules import tensors
 from fxprune.passes.slimming import Kept
 
@@ -50,8 +50,31 @@ class MaskedInterpreter(fx.Interpreter):
         if isinstance(source, fx.Node) and renormalises(self.submodules, n):
             axes = self._analysis.values[source.name][0]
             if any(map(self._kept.touches, axes)):
+                if reduces(n):
+                    return self._reduce(n, source, axes)
                 return self._normalise(n, self.env[source], axes)
         return super().run_node(n)
+
+    def _reduce(self, node: fx.Node, source: fx.Node, axes: Axes) -> Any:
+        """Run `node` on the positions that stay; its results are zero wherever they have none."""
+        whole = self.env[source]
+        self.env[source] = self._kept.restrict(whole, axes)
+        found = super().run_node(node)
+        self.env[source] = whole
+        spread = {
+            id(tensor): self._spread(tensor, of)
+            for tensor, of in zip(tensors(found), self._analysis.values[node.name], strict=True)
+        }
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: spread[id(t)], found)
+
+    def _spread(self, part: Tensor, axes: Axes) -> Tensor:
+        """The inverse of restricting a tensor: zero at removed positions."""
+        for dim, axis in enumerate(axes):
+            if self._kept.touches(axis):
+                shape = (*part.shape[:dim], axis.size, *part.shape[dim + 1 :])
+                index = torch.from_numpy(self._kept.indices(axis)).to(part.device)
+                part = part.new_zeros(shape).index_copy(dim, index, part)
+        return part
 
     def mask(self, tensor: Tensor, axes: Axes) -> Tensor:
         """Zero the removed positions: in place, so that views and in-place operators see it too."""

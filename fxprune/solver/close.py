@@ -27,8 +27,6 @@ _ASSIGNMENTS = 1_000
 _ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000)
 # Parts of the work stop a little inside the gap, so that rounding cannot put them outside.
 _WITHIN = 0.99
-# What remains is priced and reduced again as long as that drops this share of it.
-_WORTHWHILE = 0.3
 
 
 def close(
@@ -65,7 +63,7 @@ def close(
         if len(ceiling) > count:
             target = max(target, float(np.partition(ceiling, -count)[-count]))
         reduced = Bundle(_keep(bundle.model, ceiling, target))
-        below = _solve(reduced, budgets, target, allowed, nodes)
+        below = _close_reduced(reduced, budgets, target, allowed, nodes)
         bound = min(bound, max(below, target))
         if (found := reduced.incumbent(budgets)) is not None:
             bundle.learn(found)
@@ -82,7 +80,8 @@ def _enumerate(
 ) -> float:
     """Bound after trying the assignments that the prices favour; the bundle learns the best.
 
-    These are all that are worth the target within the budgets, if they are few enough.
+    These are all that are worth the target within the budgets, if they are few enough.  `bound`
+    must be the one at the prices of the sweep.
     """
     model = bundle.model
     window = bound - target + ROUNDING * model.magnitude
@@ -114,7 +113,9 @@ def _keep(model: Model, ceiling: FloatArray, target: float) -> Model:
     return model.restrict(left, stays)
 
 
-def _solve(bundle: Bundle, budgets: IntArray, target: float, gap: float, nodes: int) -> float:
+def _close_reduced(
+    bundle: Bundle, budgets: IntArray, target: float, gap: float, nodes: int
+) -> float:
     """Bound of a reduced model, `gap` above what the bundle then knows, or below the target."""
     dual = bundle.minimise(budgets, gap)
     bound = dual.bound

@@ -67,7 +67,7 @@ class Bundle:
 
     def sweep(self, prices: FloatArray) -> Sweep:
         """The maximum of value minus priced cost over all allowed assignments."""
-        return self.plan.sweep(self.model.flat_value - prices @ self._cost)
+        return self.plan.sweep(self._less(self.model.flat_value, prices))
 
     def evaluate(self, prices: FloatArray) -> float:
         """L(prices), by one elimination; keeps the assignment that attains it."""
@@ -81,8 +81,15 @@ class Bundle:
 
     def cheapest(self, direction: FloatArray) -> Point:
         """The allowed assignment with the least direction . use, whatever it is worth."""
-        sweep = self.plan.sweep(self._forbidden - direction @ self._cost)
+        sweep = self.plan.sweep(self._less(self._forbidden, direction))
         return self.learn(self.model.point(sweep.best()))
+
+    def _less(self, flat: FloatArray, prices: FloatArray) -> FloatArray:
+        """`flat - prices @ cost`, without waking up the threads of a BLAS."""
+        for price, cost in zip(prices, self._cost, strict=True):
+            if price:
+                flat = flat - price * cost
+        return flat
 
     def learn(self, point: Point) -> Point:
         """Keeps a point, from wherever, unless one like it is known."""

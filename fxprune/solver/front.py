@@ -11,7 +11,7 @@ from fxprune.errors import InputError
 from fxprune.solver.close import allowance, close
 from fxprune.solver.dual import ROUNDING, Bundle
 from fxprune.solver.model import model_of
-from fxprune.solver.problem import Problem, Solution, Status, measure
+from fxprune.solver.problem import EXACT, Problem, Solution, Status, measure, whole
 
 GAP = 1e-4
 NODES = 5_000
@@ -52,7 +52,7 @@ def front(
         InputError: as `solve`, or a point has the wrong number of budgets.
     """
     solver = Solver(problem, gap=gap, nodes=nodes)
-    points = [(b,) if isinstance(b, int) else tuple(b) for b in budgets]
+    points = [whole(b if isinstance(b, tuple) else (b,)) for b in budgets]
     # Ascending, because an answer for a smaller budget is also one for a larger.
     solutions = {point: solver.at(point) for point in sorted(set(points))}
     return [solutions[point] for point in points]
@@ -80,7 +80,8 @@ class Solver:
                 "This is a point of a front",
                 "Give one integer per budget of the problem",
             )
-        limits = np.array(budgets, dtype=np.int64)
+        # Nothing can use more than `EXACT`, so that no larger budget says more.
+        limits = np.clip(np.array(whole(budgets), dtype=object), -EXACT, EXACT).astype(np.int64)
         # The prices need not be exact: a tenth of the gap is left to them.
         slack = allowance(self._gap / 10, bundle.best(limits).bound, bundle.worth(limits))
         dual = bundle.minimise(limits, slack)

@@ -64,6 +64,7 @@ class Model:
         tables: of two and more options per choice, no scope within another if it is dense.
         flat_value, flat_cost: [N] and [K, N]; the tables' arrays are views of these.
         base_value, base_cost: what does not depend on any choice (float, [K]).
+        magnitude: sum over the tables of the largest finite |value|, the scale of rounding errors.
     """
 
     options: tuple[IntArray, ...]
@@ -72,16 +73,11 @@ class Model:
     flat_cost: IntArray
     base_value: float
     base_cost: IntArray
+    magnitude: float
 
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(options) for options in self.options)
-
-    @property
-    def magnitude(self) -> float:
-        """Sum over the tables of the largest finite |value|: the scale for rounding errors."""
-        finite = (np.where(np.isfinite(t.value), np.abs(t.value), 0.0) for t in self.tables)
-        return sum((float(v.max(initial=0.0)) for v in finite), abs(self.base_value))
 
     def split(self, flat: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
         """Views of a flat array [N], one per table and of its form."""
@@ -186,14 +182,25 @@ def _assemble(
         or [np.zeros((len(base_cost), 0), dtype=np.int64)],
         axis=1,
     )
-    views, start = [], 0
+    views, start, magnitude = [], 0, 0.0
     for t in tables:
         stop = start + t.value.size
         value = flat_value[start:stop].reshape(t.value.shape)
         cost = flat_cost[:, start:stop].reshape(t.cost.shape)
         views.append(Table(t.scope, t.shape, t.rows, value, cost))
+        magnitude += float(
+            np.abs(value, where=np.isfinite(value), out=np.zeros_like(value)).max(initial=0.0)
+        )
         start = stop
-    return Model(tuple(options), tuple(views), flat_value, flat_cost, base_value, base_cost)
+    return Model(
+        options=tuple(options),
+        tables=tuple(views),
+        flat_value=flat_value,
+        flat_cost=flat_cost,
+        base_value=base_value,
+        base_cost=base_cost,
+        magnitude=magnitude + (abs(base_value) if np.isfinite(base_value) else 0.0),
+    )
 
 
 def _squeeze(table: Table) -> Table:

@@ -14,6 +14,7 @@ checked exactly.  Values are floats; minus infinity forbids a combination.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -27,7 +28,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 # Integers up to here are exact in float64, which the elimination computes in.
-_EXACT = 2**53
+EXACT = 2**53
 
 
 def _refuse(what: str, where: str, fix: str) -> InputError:
@@ -97,10 +98,10 @@ class SparseFactor:
     def __post_init__(self) -> None:
         where = f"factor {self.name!r}"
         _check_numbers(self.name, self.cost, self.value)
-        if self.rows.shape != (len(self.value), len(self.scope)) or self.rows.dtype.kind != "i":
+        shape = (len(self.value), len(self.scope))
+        if self.rows.shape != shape or self.rows.dtype.kind not in "iu":
             raise _refuse(
-                f"The rows are {self.rows.dtype} {self.rows.shape}, expected integers of shape "
-                f"{(len(self.value), len(self.scope))}",
+                f"The rows are {self.rows.dtype} {self.rows.shape}, not integers of shape {shape}",
                 where,
                 "Give one row per value and one column per choice of the scope",
             )
@@ -151,6 +152,8 @@ class Problem:
     fixed: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        whole(self.budgets)
+        whole(self.fixed)
         options = {choice.name: choice.options for choice in self.choices}
         if len(options) < len(self.choices):
             names = [choice.name for choice in self.choices]
@@ -171,12 +174,29 @@ class Problem:
             total = abs(fixed) + sum(
                 int(np.abs(f.cost[k]).max(initial=0)) for f in self.factors
             )  # fmt: skip
-            if total > _EXACT:
+            if total > EXACT:
                 raise _refuse(
                     f"The costs may add up to {total}, beyond exact arithmetic (2**53)",
                     f"budget {k}",
                     "Use a coarser unit",
                 )
+
+
+def whole(numbers: Iterable[Any]) -> tuple[int, ...]:
+    """Budgets as integers; a float would be cut off silently somewhere.
+
+    Raises:
+        InputError: one of them is no integer.
+    """
+    listed = list(numbers)
+    try:
+        return tuple(operator.index(number) for number in listed)
+    except TypeError as error:
+        raise _refuse(
+            f"Budgets and fixed uses must be integers, not {listed}",
+            "the head",
+            "Round budgets down, in the unit of the costs",
+        ) from error
 
 
 def _check_scope(factor: Factor | SparseFactor, options: Mapping[str, int], budgets: int) -> None:

@@ -8,7 +8,7 @@ everything that goes with it, batch norm included, and only then taken absolute 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,9 @@ def _loss(
 
 def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
     """`w dL/dw` of every parameter that the loss depends on."""
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        loss, list(parameters.values()), allow_unused=True
+    )
     changes: dict[str, Array] = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         if gradient is None:

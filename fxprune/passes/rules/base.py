@@ -27,7 +27,11 @@ class Contraction:
 
 @dataclass
 class Op:
-    """One ATen call, with fake tensors for arguments and results, and the axes known so far."""
+    """One ATen call, with fake tensors for arguments and results, and the axes known so far.
+
+    `renormalises` says that the node is nothing but this call, a norm or a reduction, and that the
+    verifier's reference computes it over the positions that are kept.
+    """
 
     func: OpOverload
     args: Sequence[Any]

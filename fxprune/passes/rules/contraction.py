@@ -15,7 +15,7 @@ SPATIAL = "spatial position of a convolution"
 
 @rule("convolution")
 def convolution(op: Op) -> Outputs:
-    """Weight `(G*O, I, kernel)`, input `G*I`, output `G*O`; transposed, the weight is `(G*I, O)`."""
+    """Weight `(G*O, I, kernel)`, input `G*I`, output `G*O`; transposed: weight `(G*I, O)`."""
     value, weight, bias, stride, padding, dilation, transposed, _, groups = op.args
     batch, channels, *places = op.axes(value)
     first, second, *kernel = op.axes(weight)

@@ -16,7 +16,30 @@ def summed(op: Op) -> Outputs:
     return _reduced(op, op.arg(1, "dim"), bool(op.arg(2, "keepdim", False)))
 
 
-@rule("mean", "amax", "amin", "aminmax", "all", "any", "prod", "argmax", "argmin", "count_nonzero")
+@rule("mean", "amax", "amin")
+def statistic(op: Op) -> Outputs:
+    """Defined over the positions that are kept, as a norm is; only in a node of its own."""
+    dims = op.arg(1, "dim")
+    if not op.renormalises:
+        _freeze(op, dims)
+    return _reduced(op, dims, _keepdim(op))
+
+
+@rule("std", "var", "var_mean", "std_mean")
+def deviation(op: Op) -> Outputs:
+    """As `statistic`; corrected for the count, it does not exist for a single kept position."""
+    dims = op.arg(1, "dim")
+    overload = str(op.func)
+    dims = dims if not isinstance(dims, bool) else None
+    corrected = op.kwargs.get("correction", 1) != 0
+    if not overload.endswith("correction"):
+        corrected = bool(op.arg(1 if overload.endswith("default") else 2, "unbiased", True))
+    if corrected or not op.renormalises:
+        _freeze(op, dims)
+    return _reduced(op, dims, _keepdim(op))
+
+
+@rule("aminmax", "all", "any", "prod", "argmax", "argmin", "count_nonzero")
 def reduced(op: Op) -> Outputs:
     """Any other reduction depends on how many positions there are, or on which."""
     dims = op.arg(1, "dim")
@@ -24,7 +47,7 @@ def reduced(op: Op) -> Outputs:
     return _reduced(op, dims, _keepdim(op))
 
 
-@rule("max", "min", "median", "nanmedian", "logsumexp", "std", "var", "var_mean", "std_mean")
+@rule("max", "min", "median", "nanmedian", "logsumexp")
 def extremes(op: Op) -> Outputs:
     """Reductions with several results or overloads; `max(a, b)` of two tensors is pointwise."""
     if len(tensors(op.args)) == 2:

@@ -1,0 +1,64 @@
+"""The rivals of the benchmark do what their papers say, and never better than the optimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.rivals import RIVALS, exact_knapsack, recurrence
+from benchmarks.solver_networks import Instance, Layer, Network, Tables, instance
+from fxprune.solver import solve
+
+
+@pytest.mark.parametrize("name", list(RIVALS))
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v2"])
+def test_a_rival_stays_within_the_budget_and_below_the_bound(name: str, network: str) -> None:
+    problem = instance(network, coarse=True)
+    budget = problem.count(problem.dense())[1] * 6 // 10
+    options = RIVALS[name](problem, budget)
+    assert options is not None
+    value, latency = problem.count(options)
+    bound = solve(problem.problem((budget,))).bound
+    assert latency <= budget
+    assert 0.5 * bound < value <= bound * (1 + 1e-9)
+
+
+def test_a_rival_finds_nothing_below_the_floor() -> None:
+    problem = instance("resnet18", coarse=True)
+    floor = solve(problem.problem((0,))).floor[0]
+    assert {name: rival(problem, floor // 2) for name, rival in RIVALS.items()} == dict.fromkeys(
+        RIVALS
+    )
+
+
+def test_mdp_linearised_is_exact_on_its_ladder() -> None:
+    problem = instance("mobilenet_v2", coarse=True)
+    budget = problem.count(problem.dense())[1] // 2
+    options = RIVALS["MDP"](problem, budget)
+    assert options is not None
+    assert problem.count(options)[0] == pytest.approx(
+        solve(problem.problem((budget,))).value, rel=3e-4
+    )
+
+
+def two_groups() -> Instance:
+    """b: one chunk worth 6 at 3000.  a: two chunks, worth 5 at 3000 and then 4 at 1000."""
+    network = Network(widths={"b": 2, "a": 3})
+    network.conv(None, "b", 1, 1)
+    network.conv(None, "a", 1, 1)
+    tables = []
+    for layer, value, cost in zip(
+        network.layers, ([0, 6], [0, 5, 9]), ([1, 3001], [1, 3001, 4001]), strict=True
+    ):
+        assert isinstance(layer, Layer)
+        tables.append(Tables(layer, np.array([value], dtype=float), np.array([[cost]])))
+    ladders = {"b": np.array([1, 2]), "a": np.array([1, 2, 3])}
+    return Instance(network, ladders, tuple(tables))
+
+
+def test_halps_recurrence_misses_what_an_exact_knapsack_finds() -> None:
+    # At 3000 the table holds b, so the first chunk of a is never taken, nor then the second.
+    problem = two_groups()
+    assert recurrence(1, problem, problem.dense(), 4002.0) == {"b": 1, "a": 0}
+    assert exact_knapsack(problem, problem.dense(), 4002.5) == {"b": 0, "a": 2}
+    assert solve(problem.problem((4002,))).value == 9.0
