@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import fx
 
 from fxprune import plain
 from fxprune.passes.chains import find_chains
-from fxprune.passes.fold import fold_observed
+from fxprune.passes.fold import fold_in_place
 from fxprune.passes.linear.observed import NOTHING, Observed, observe
 from fxprune.passes.lossless import cheapest_spans
-from fxprune.passes.merge import MERGED, SPANS, merge_spans, spans_of
+from fxprune.passes.merge import MERGED, SPANS, merge_in_place, spans_of
 
 
 def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> fx.GraphModule:
@@ -35,10 +36,11 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
         InputError: the recorded spans do not fit the graph, which was changed by hand.
     """
     waiting = spans_of(slim)
-    merged = merge_spans(slim, waiting)
-    lossless = cheapest_spans(find_chains(merged, _observed(merged, example_inputs)))
-    merged = merge_spans(merged, lossless)
-    result, _ = fold_observed(merged, _observed(merged, example_inputs))
+    result = copy.deepcopy(slim).eval()
+    merge_in_place(result, waiting)
+    lossless = cheapest_spans(find_chains(result, _observed(result, example_inputs)))
+    merge_in_place(result, lossless)
+    fold_in_place(result, _observed(result, example_inputs))
     result.meta.pop(SPANS, None)
     before = result.meta.get(MERGED, [])
     result.meta[MERGED] = [*before, *plain.to_plain([*waiting, *lossless])]

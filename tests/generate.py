@@ -25,6 +25,7 @@ Shape = tuple[int, ...]
 Row = Callable[[random.Random, Shape], nn.Module | None]
 
 BATCH = 2
+INPUTS: tuple[Shape, ...] = ((3, 8, 8), (4, 6, 6), (4, 6, 6), (3, 4, 4), (6, 5), (5,))
 WIDTHS = (4, 6, 8, 12)
 MOST_CHANNELS = 24
 MOST_VALUES = 1200
@@ -613,9 +614,7 @@ def generate(seed: int, steps: int | None = None) -> Generated:
     """The random network number `seed`, with `steps` rows (3 to 10 unless told)."""
     rng = random.Random(seed)
     with _float64(seed):
-        shapes: list[Shape] = [
-            rng.choice([(3, 8, 8), (4, 6, 6), (4, 6, 6), (3, 4, 4), (6, 5), (5,)])
-        ]
+        shapes: list[Shape] = [rng.choice(INPUTS)]
         if rng.random() < 0.25:
             shapes.append(rng.choice([(6,), shapes[0]]))
         grower = Grower(rng, shapes)

@@ -95,6 +95,16 @@ def keeping_everything_changes_no_bit(case: Case) -> None:
         assert torch.equal(mine, theirs), "the unslimmed model computes something else"
 
 
+def one_position_of_each_group_is_enough(case: Case) -> None:
+    """The narrowest model there is still runs, and is the masked original."""
+    kept = {g.name: (case.rng.randrange(g.size),) for g in case.analysis.groups}
+    plan = plan_of(case.analysis, kept)
+    narrow = slim(case.captured, case.analysis, plan)
+    verify(case.captured, case.analysis, plan, narrow)
+    for out in outputs(narrow, case.captured.example_inputs):
+        assert bool(torch.isfinite(out).all()), "the narrowest model yields NaN or infinity"
+
+
 def permuting_positions_changes_nothing(case: Case) -> None:
     """Positions of a group have no order: permuted everywhere alike, they permute every value."""
     generator = np.random.default_rng(case.rng.getrandbits(32))
@@ -180,6 +190,7 @@ def names_stay(case: Case) -> None:
 
 CHECKS: Mapping[str, Callable[[Case], None]] = {
     "identity": keeping_everything_changes_no_bit,
+    "narrowest": one_position_of_each_group_is_enough,
     "permutation": permuting_positions_changes_nothing,
     "commutation": slimming_twice_is_slimming_once,
     "taint": taint_spreads_as_predicted,

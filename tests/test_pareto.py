@@ -20,7 +20,7 @@ def test_value_rises_with_cost_from_the_floor_to_the_dense_network():
     assert costs == sorted(costs)
     assert values == sorted(values)
     assert (found[-1].share, found[-1].value) == pytest.approx((1, 100))
-    assert all(0 <= p.gap <= 1.1e-4 for p in found)
+    assert all(0 <= p.gap <= 1e-3 for p in found)
 
 
 def test_every_point_is_a_plan_that_costs_what_it_says():

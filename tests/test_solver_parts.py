@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks.solver_networks import instance
 from fxprune.solver import Choice, Factor, Problem, SparseFactor, sum_factor
+from fxprune.solver.build import model_of, restrict
 from fxprune.solver.dual import Bundle
 from fxprune.solver.elimination import plan_of
-from fxprune.solver.model import Model, model_of
+from fxprune.solver.model import Model
 from fxprune.solver.polytope import maximum_within
 from fxprune.solver.silence import without_lines
 from tests.solver_cases import chain, grid, random_problem
@@ -129,7 +130,7 @@ def test_restricting_leaves_the_values_of_what_stays() -> None:
     for problem, model in random_models(100):
         keep = [rng.random(size) < 0.7 for size in model.sizes]
         keep = [kept if kept.any() else np.ones_like(kept) for kept in keep]
-        smaller = model.restrict(keep)
+        smaller = restrict(model, keep)
         value = grid(problem).value[np.ix_(*keep)]
         assert smaller.sizes == value.shape
         total = plan_of(smaller).sweep(smaller.flat_value).total + smaller.base_value

@@ -44,8 +44,8 @@ def fold(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) 
             several ranks (`BatchNorm1d` after a linear layer) are left alone, because it cannot be
             told which dimension they normalise.
     """
-    observed = NOTHING if example_inputs is None else observe(module, example_inputs)
-    folded, _ = fold_observed(module, observed)
+    folded = copy.deepcopy(module).eval()
+    fold_in_place(folded, _observed(module, example_inputs))
     return folded
 
 
@@ -59,28 +59,28 @@ class FoldPass(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """A new module; the given one is not changed."""
-        inputs = self.example_inputs
-        observed = NOTHING if inputs is None else observe(graph_module, inputs)
-        folded, self.refusals = fold_observed(graph_module, observed)
+        folded = copy.deepcopy(graph_module).eval()
+        self.refusals = fold_in_place(folded, _observed(folded, self.example_inputs))
         return PassResult(folded, len(folded.graph.nodes) < len(graph_module.graph.nodes))
 
 
-def fold_observed(
-    module: fx.GraphModule, observed: Observed
-) -> tuple[fx.GraphModule, tuple[Refusal, ...]]:
-    """As `fold`, with what is known about the graph; and the batch norms that stay."""
-    result = copy.deepcopy(module).eval()
+def fold_in_place(module: fx.GraphModule, observed: Observed) -> tuple[Refusal, ...]:
+    """`fold` on a module that is the caller's own; returns why batch norms stayed."""
     while True:  # again, because a second batch norm may follow the first
-        nodes = Nodes(result, observed)
+        nodes = Nodes(module, observed)
         found = list(find_folds(nodes))
         folds = [pair for pair in found if isinstance(pair, Fold)]
         for pair in folds:
-            _apply(result, pair, *nodes.scale_and_shift(pair.norm))
+            _apply(module, pair, *nodes.scale_and_shift(pair.norm))
         if not folds:
             break
-    result.graph.lint()
-    result.recompile()
-    return result, tuple(pair for pair in found if isinstance(pair, Refusal))
+    module.graph.lint()
+    module.recompile()
+    return tuple(pair for pair in found if isinstance(pair, Refusal))
+
+
+def _observed(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> Observed:
+    return NOTHING if example_inputs is None else observe(module, example_inputs)
 
 
 def find_folds(nodes: Nodes) -> Iterator[Fold | Refusal]:

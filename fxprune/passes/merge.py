@@ -94,9 +94,15 @@ def merge_spans(module: fx.GraphModule, spans: Iterable[Span]) -> fx.GraphModule
         InputError: a span does not fit the graph, two overlap, or one cannot be merged exactly.
     """
     result = copy.deepcopy(module).eval()
+    merge_in_place(result, spans)
+    return result
+
+
+def merge_in_place(module: fx.GraphModule, spans: Iterable[Span]) -> None:
+    """`merge_spans` on a module that is the caller's own."""
     chosen = _disjoint(spans)
-    paths = _read(result, chosen)
-    place = {node.name: i for i, node in enumerate(result.graph.nodes)}
+    paths = _read(module, chosen)
+    place = {node.name: i for i, node in enumerate(module.graph.nodes)}
     order = sorted(zip(chosen, paths, strict=True), key=lambda pair: -place[pair[0].target])
     # Backwards, because the source of a later span may be the target of an earlier one.
     for span, path in order:
@@ -106,10 +112,9 @@ def merge_spans(module: fx.GraphModule, spans: Iterable[Span]) -> fx.GraphModule
                 f"The span {span} cannot be merged exactly as it stands",
                 fix="Merge what drop_activations recorded, or what lossless_spans offers",
             )
-        _merge(result, found, path)
-    result.graph.lint()
-    result.recompile()
-    return result
+        _merge(module, found, path)
+    module.graph.lint()
+    module.recompile()
 
 
 def spans_of(module: fx.GraphModule) -> tuple[Span, ...]:

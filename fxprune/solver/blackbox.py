@@ -19,14 +19,8 @@ from scipy.optimize import nnls
 
 from fxprune.errors import InputError
 from fxprune.solver.front import GAP, Solver
-from fxprune.solver.problem import (
-    Factor,
-    FloatArray,
-    Problem,
-    Solution,
-    SparseFactor,
-    measure,
-)
+from fxprune.solver.problem import Factor, FloatArray, Problem, SparseFactor
+from fxprune.solver.solution import Solution, measure
 
 # The combined cost is rounded to integers of this many parts of its largest possible sum.
 _PARTS = 2**32

@@ -15,6 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.solver.build import restrict
 from fxprune.solver.dual import ROUNDING, Bundle, Dual
 from fxprune.solver.elimination import Sweep
 from fxprune.solver.model import Model, Point
@@ -110,7 +111,7 @@ def _keep(model: Model, ceiling: FloatArray, target: float) -> Model:
             options[v][option] = True
     # A choice that no table looks at, or that has nothing left, keeps what it has.
     left = [kept if kept.any() else np.ones_like(kept) for kept in options]
-    return model.restrict(left, stays)
+    return restrict(model, left, stays)
 
 
 def _close_reduced(

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.errors import InputError
+from fxprune.solver.build import model_of
 from fxprune.solver.close import allowance, close
 from fxprune.solver.dual import ROUNDING, Bundle
-from fxprune.solver.model import model_of
-from fxprune.solver.problem import EXACT, Problem, Solution, Status, measure, whole
+from fxprune.solver.problem import EXACT, Problem, whole
+from fxprune.solver.solution import Solution, Status, measure
 
 GAP = 1e-4
 NODES = 5_000

@@ -8,16 +8,20 @@ choice means (a width, a block kept or dropped, a merged span, the sum of concat
 the caller's business: nothing here knows of networks.
 
 Costs and budgets are integers (nanoseconds, multiply-accumulates, bytes), so that a budget can be
-checked exactly.  Values are floats; minus infinity forbids a combination.
+checked exactly.  Values are floats; minus infinity forbids a combination (a large penalty instead
+would cost precision).
+
+A table over three choices that matters for one option of the middle one only (a layer merged with
+its neighbour) is better given over a derived choice with two options, "is it merged", tied to the
+middle one by a factor of zeros and minus infinities: the table then is as small as for a pair.
 """
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -223,92 +227,6 @@ def _check_scope(factor: Factor | SparseFactor, options: Mapping[str, int], budg
         )  # fmt: skip
 
 
-Status: TypeAlias = Literal["optimal", "feasible", "infeasible", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """The answer with its certificate.
-
-    Attributes:
-        status: "optimal" (gap reached), "feasible" (gap not reached), "infeasible" (proved), or
-            "unknown" (no feasible answer found, none excluded; never with a single budget).
-        assignment: the option of every choice; empty without a feasible answer.
-        value: of the assignment; -inf without one.
-        bound: no assignment within the budgets is worth more.
-        gap: (bound - value) / max(|bound|, |value|).
-        use: per budget, including the fixed use.
-        prices: per budget, what one more unit of it would be worth at the bound.  If budgets
-            that can be met one by one cannot be met together: weights under which even the least
-            weighted use exceeds the weighted budgets, or zeros if only the search proved it.
-        floor: per budget, the least use that any allowed assignment can reach, the other budgets
-            ignored.  Empty if every combination is forbidden, whatever the budgets.
-    """
-
-    status: Status
-    assignment: Mapping[str, int]
-    value: float
-    bound: float
-    gap: float
-    use: tuple[int, ...]
-    prices: tuple[float, ...]
-    floor: tuple[int, ...]
-
-
-def measure(problem: Problem, assignment: Mapping[str, int]) -> tuple[float, tuple[int, ...]]:
-    """Value and use per budget of an assignment; the value is -inf if a combination is forbidden.
-
-    The value is rounded once, so that it does not depend on the order of the factors.
-    """
-    values: list[float] = []
-    use = list(problem.fixed)
-    for factor in problem.factors:
-        place: tuple[int, ...] = tuple(assignment[name] for name in factor.scope)
-        if isinstance(factor, SparseFactor):
-            found = np.flatnonzero((factor.rows == np.array(place)).all(axis=1))
-            if not len(found):
-                return -math.inf, tuple(use)
-            place = (int(found[0]),)
-        values.append(float(factor.value[place]))
-        use = [u + int(c) for u, c in zip(use, factor.cost[every(place)], strict=True)]
-    return math.fsum(values), tuple(use)
-
-
 def every(place: Iterable[Any]) -> tuple[Any, ...]:
     """The index of a place of a value table, in the cost tables of all budgets."""
     return (slice(None), *place)
-
-
-def sum_factor(
-    name: str,
-    parts: Sequence[tuple[str, Sequence[int]]],
-    total: tuple[str, Sequence[int]],
-    budgets: int,
-) -> SparseFactor:
-    """The factor that ties a derived choice to the sum of others, as concatenation does.
-
-    Args:
-        name: of the factor.
-        parts: (choice, size of each of its options) of every summand.
-        total: (choice, size of each of its options) of the sum, sizes distinct.
-        budgets: number of budgets of the problem.
-
-    Returns:
-        A factor of zero cost and value that allows exactly the combinations that add up.
-    """
-    size_of = np.asarray(total[1], dtype=np.int64)
-    order = np.argsort(size_of, kind="stable")
-    grids = np.meshgrid(*(np.arange(len(sizes)) for _, sizes in parts), indexing="ij")
-    rows = np.stack([grid.ravel() for grid in grids], axis=1)
-    sums = sum(np.asarray(sizes)[rows[:, i]] for i, (_, sizes) in enumerate(parts))
-    place = np.minimum(np.searchsorted(size_of[order], sums), len(order) - 1)
-    option = order[place]
-    fits = size_of[option] == sums
-    rows = np.concatenate([rows, option[:, None]], axis=1)[fits].astype(np.int64)
-    return SparseFactor(
-        name=name,
-        scope=(*(part for part, _ in parts), total[0]),
-        rows=rows,
-        cost=np.zeros((budgets, len(rows)), dtype=np.int64),
-        value=np.zeros(len(rows)),
-    )

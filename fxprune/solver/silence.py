@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _STDOUT = 1
 # Standard output belongs to the whole process: two overlapping redirections would mix it up.
@@ -45,7 +45,7 @@ def without_lines(prefix: bytes) -> Iterator[None]:
 
 def _flush() -> None:
     """Empties the buffers of Python and, where it can be found, of C."""
-    if sys.stdout is not None and not sys.stdout.closed:
+    with suppress(AttributeError, OSError, ValueError):  # replaced, broken or closed
         sys.stdout.flush()
     if os.name == "posix":
         ctypes.CDLL(None).fflush(None)
