@@ -55,8 +55,8 @@ def fastest_merges(
 ) -> dict[Segment, tuple[float, tuple[int, ...]]]:
     """For every segment without inner activations, the fastest way to run it.
 
-    The first stage of Kim et al. (ICML 2023), section 4.2: convolutions with nothing between them
-    may still be faster apart.
+    The first stage of Kim et al. (ICML 2023): convolutions with nothing between them may still be
+    faster apart.
 
     Args:
         latency: seconds of each segment as one convolution; infinite or absent if it cannot be one.
@@ -69,6 +69,7 @@ def fastest_merges(
     for width in range(1, length + 1):
         for i in range(length - width + 1):
             j = i + width
+            options: list[tuple[float, tuple[int, ...]]]
             options = [(latency.get((i, j), math.inf), (i, j))]
             for m in range(i + 1, j):
                 head, cuts = best[i, m]
@@ -84,7 +85,7 @@ def two_stage(
     budget: float,
     tick: float,
 ) -> TwoStage | None:
-    """The two-stage dynamic programme of Kim et al. (ICML 2023), section 4.2.
+    """The two-stage dynamic programme of Kim et al. (ICML 2023).
 
     Args:
         latency: seconds of each segment as one convolution; infinite or absent if it cannot be one.
@@ -122,7 +123,7 @@ def layer_merge(
     budget: float,
     tick: float,
 ) -> Layered | None:
-    """The dynamic programme of LayerMerge (Kim et al., ICML 2024), section 3.3.
+    """The dynamic programme of LayerMerge (Kim et al., ICML 2024).
 
     A segment may also leave convolutions out, which makes its merged kernel smaller: a segment
     comes with every kernel size that it can have.  Arguments and result as of `two_stage`.

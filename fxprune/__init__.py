@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from fxprune.analyze import analyze
+from fxprune.backends import Settings
 from fxprune.budget import Budget
 from fxprune.deploy import benchmark, compile
 from fxprune.errors import (
@@ -17,8 +18,10 @@ from fxprune.errors import (
     PlanMismatch,
     VerificationError,
 )
+from fxprune.finalize import finalize
 from fxprune.optimize import apply, optimize
 from fxprune.pareto import pareto
+from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import finetune
 from fxprune.plan import Plan
 from fxprune.report import report
@@ -36,15 +39,18 @@ __all__ = [
     "MeasurementError",
     "Plan",
     "PlanMismatch",
+    "Settings",
     "VerificationError",
     "analyze",
     "apply",
     "benchmark",
     "compile",
+    "finalize",
     "finetune",
     "load",
     "optimize",
     "pareto",
+    "recalibrate",
     "report",
     "save",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune import batches
 from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.errors import InputError
+from fxprune.finalize import finalize
 from fxprune.measure import Measurement, Timing, measure
 from fxprune.passes.capture import ExampleInputs, normal_inputs
+from fxprune.report import META
 
 
 def compile(
@@ -20,6 +22,8 @@ def compile(
     settings: Settings | None = None,
 ) -> Engine:
     """The backend's engine for `module`: call it like the module; `.save(path)` writes it.
+
+    What `fxprune.optimize` returned goes through `fxprune.finalize` first.
 
     Args:
         module: slim or dense; not modified, compiled in evaluation mode.
@@ -31,7 +35,10 @@ def compile(
         BackendUnavailable, BackendError, InputError: see `fxprune.backends.Backend.compile`.
     """
     chosen = get_backend(backend, batches.device_of(module).type)
-    return chosen.compile(module, _positional(example_inputs), settings)
+    inputs = _positional(example_inputs)
+    if isinstance(module, fx.GraphModule) and META in module.meta:
+        module = finalize(module, inputs)
+    return chosen.compile(module, inputs, settings)
 
 
 def benchmark(

@@ -288,7 +288,7 @@ MIXING_MODULES = (
 )
 MIXING = frozenset(
     """
-    conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum norm normalize
+    conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum norm linalg_vector_norm normalize
     scaled_dot_product_attention layer_norm group_norm rms_norm weight_norm
     mean var std var_mean std_mean amax amin lstm gru rnn_tanh lstm_cell gru_cell
     """.split()  # noqa: SIM905  (a list of names reads better in rows)

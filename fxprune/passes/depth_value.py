@@ -6,12 +6,12 @@ and grow with the damage.
 - `loss_rises`: by how much the loss on calibration data rises;
 - `disagreements`: how far the outputs on calibration data move from the dense network's;
 - `expected_errors`: how far the span's activations are from the identity, if what enters them is
-  Gaussian with the mean and variance that the batch norm before them gives it (as in the data-free
-  compression of Horton et al. 2020, arXiv 2011.09058, section 3). No data, no network run: a guess.
+  Gaussian with the mean and variance that the batch norm before them gives it (the data model of
+  Horton et al. 2020, arXiv 2011.09058). No data, no run of the network: a guess.
 
-The published measure (Kim et al., ICML 2023, section 4) trains every variant for an epoch first and
-takes the fall of the accuracy. Here only the running statistics of batch norms are taken anew, which
-a training would change within its first steps, and which ruin a measurement where they do not fit.
+The published measure (Kim et al., ICML 2023) trains every variant for an epoch first and takes the
+fall of its accuracy. Here only the running statistics of batch norms are taken anew: training would
+adapt them within its first steps, and where they do not fit they hide everything else.
 """
 
 from __future__ import annotations

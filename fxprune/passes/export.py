@@ -80,6 +80,7 @@ def capture_by_export(
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.graph.lint()
+    module.recompile()
     names = [node.target for node in module.graph.nodes if node.op == "placeholder"]
     return module.eval(), tuple(inputs[name] for name in names)
 

@@ -3,8 +3,8 @@
 `drop_activations` takes the activations of the chosen spans out and moves the padding inside of
 them to their fronts: the network computes something else from here on, and is to be trained again.
 It keeps its layers, batch norms and parameter names. `merge_spans` makes one layer of each span,
-batch norms included: exactly, for deployment. Two steps, because the merged layer has fewer
-parameters than its parts, or more, and trains worse (Kim et al., ICML 2023, section 4).
+batch norms included: exactly, for deployment. The order of steps is that of Kim et al. (ICML 2023,
+"Efficient Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming").
 """
 
 from __future__ import annotations

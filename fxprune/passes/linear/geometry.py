@@ -16,8 +16,8 @@ crops). Two identities follow, per dimension, by writing one sum into the other:
   agree for every input exactly if d1 (k1 - 1) - 2 p1 = d2 (k2 - 1) - 2 p2.
 
 The sequential rule for kernel and padding is that of Kim et al. (ICML 2023, "Efficient
-Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming", section 3), here for any
-stride, dilation, number of groups and number of dimensions.
+Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming"), here for any stride,
+dilation, number of groups and number of dimensions.
 """
 
 from __future__ import annotations
