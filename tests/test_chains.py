@@ -163,6 +163,18 @@ class _Broadcast(nn.Module):
         return self.b(self.a(x) + self.shift)
 
 
+class _Scaled(nn.Module):
+    """An addition that scales one of its operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 3, 1), conv(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return torch.add(x, self.b(x), alpha=2)
+
+
 class _Overwritten(nn.Module):
     """A value that is read again after an addition in place has changed it."""
 
@@ -189,6 +201,7 @@ def _hooked() -> nn.Module:
         _Returned(),
         _Computed(),
         _Broadcast(),
+        _Scaled(),
         _Overwritten(),
         _hooked(),
         nn.Sequential(conv(3, 3, 1), nn.MaxPool2d(2), conv(3, 3, 1)),

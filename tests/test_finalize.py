@@ -143,6 +143,11 @@ def test_a_bottleneck_is_left_alone():
     assert merged_in(traced(conv(32, 4, 1), conv(4, 32, 1))) == []
 
 
+def test_a_pair_that_saves_for_large_inputs_only_is_left_alone():
+    # 64 against 16 + 16 s^2, where the stride of 2 leaves s^2 = 4 positions, or 1 of an input of 1.
+    assert merged_in(traced(conv(8, 2, 1), conv(2, 8, 1, stride=2))) == []
+
+
 def test_a_larger_kernel_is_not_made_for_its_own_sake():
     assert merged_in(traced(conv(4, 4), conv(4, 4))) == []
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -226,6 +227,20 @@ def test_a_norm_stays_where_folding_would_change_something_else(model, why):
     found = refusals(module, noise(2, 2 if isinstance(model, Functional) else 3, 5, 5))
     assert len(found) == 1
     assert why in found[0]
+
+
+def test_a_weight_that_is_read_twice_stays():
+    class ReadTwice(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight
+            x = F.conv2d(x, weight, groups=2)
+            return F.batch_norm(x, self.mean, self.var) + weight.sum()
+
+    module = traced(ReadTwice(bias=False))
+    assert sum(node.op == "get_attr" for node in module.graph.nodes) == 3
+    assert refusals(module, noise(1, 2, 5, 5)) == [
+        "follows a layer that cannot be changed: conv2d shares weight with another place"
+    ]
 
 
 def test_a_norm_over_another_dimension_than_the_features_stays():

@@ -147,6 +147,14 @@ def test_a_skip_connection_is_a_tap_in_the_centre(dims):
     assert float(difference.abs().sum()) == pytest.approx(4)
 
 
+def test_a_skip_between_the_taps_of_a_dilated_kernel_gets_a_tap_of_its_own():
+    layer = numbers(Geometry(4, 4, (2,), (1,), (1,), (2,), 1, bias=True), 1)
+    merged = kernels.plus(layer, kernels.identity(4, 1))
+    assert (merged.geometry.kernel, merged.geometry.dilation) == ((3,), (1,))
+    x = noise(2, 4, 9)
+    assert gap(run(merged, x), run(layer, x) + x) < 1e-12
+
+
 def test_a_skip_around_a_depthwise_kernel_leaves_it_depthwise():
     shape = Geometry(6, 6, (3, 3), (1, 1), (1, 1), (1, 1), 6, bias=False)
     merged = kernels.plus(numbers(shape, 1), kernels.identity(6, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fxprune.axes import Atom
 from fxprune.errors import InputError
@@ -14,7 +14,7 @@ from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, f
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
-from fxprune.solver import Problem, Solution, front, solve
+from fxprune.solver import Problem, Solution, Solver, front
 
 CostTables = Callable[[Choices], Tables]
 
@@ -46,6 +46,7 @@ class Allocator:
     problem: Problem
     costs: tuple[Tables, ...]
     units: tuple[float, ...]
+    solver: Solver
 
     @staticmethod
     def build(
@@ -71,12 +72,11 @@ class Allocator:
                 for table, unit in zip(tables, units, strict=True)
             )
             problem = Problem(choices.choices(), found, roomy, fixed)
-            allocator = Allocator(choices, problem, tables, tuple(units))
             try:
-                solve(problem, gap=GAP)
+                solver = Solver(problem, gap=GAP)
             except InputError:
                 continue
-            return allocator
+            return Allocator(choices, problem, tables, tuple(units), solver)
         raise InputError(
             "The network's widths are too entangled to be allocated together",
             fix="Keep some of its layers dense with ignore=",
@@ -87,7 +87,7 @@ class Allocator:
         budgets = tuple(
             math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=True)
         )
-        solution = solve(replace(self.problem, budgets=budgets), gap=GAP)
+        solution = self.solver.at(budgets)
         return self._read(solution, solution.assignment)
 
     def front(self, limits: Sequence[float]) -> list[Allocation]:
@@ -99,7 +99,7 @@ class Allocator:
     def floor(self) -> float:
         """The least that the only budget can come to, by its table."""
         (unit,) = self.units
-        (floor,) = solve(self.problem).floor
+        (floor,) = self.solver.at(self.problem.budgets).floor
         return floor * unit
 
     def dense_costs(self) -> tuple[float, ...]:
@@ -108,7 +108,7 @@ class Allocator:
 
     def smallest(self) -> Allocation:
         """Every group at its smallest width."""
-        solution = solve(self.problem)
+        solution = self.solver.at(self.problem.budgets)
         narrowest = dict.fromkeys(self.choices.domains, 0)
         return self._read(solution, narrowest)
 
