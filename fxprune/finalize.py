@@ -35,15 +35,14 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
     Raises:
         InputError: the recorded spans do not fit the graph, which was changed by hand.
     """
-    waiting = spans_of(slim)
     result = copy.deepcopy(slim).eval()
-    merge_in_place(result, waiting)
+    merged = merge_in_place(result, spans_of(slim))
     lossless = cheapest_spans(find_chains(result, _observed(result, example_inputs)))
-    merge_in_place(result, lossless)
+    merged += merge_in_place(result, lossless)
     fold_in_place(result, _observed(result, example_inputs))
     result.meta.pop(SPANS, None)
     before = result.meta.get(MERGED, [])
-    result.meta[MERGED] = [*before, *plain.to_plain([*waiting, *lossless])]
+    result.meta[MERGED] = [*before, *plain.to_plain(merged)]
     return result
 
 

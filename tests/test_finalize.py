@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,9 +18,13 @@ from fxprune.errors import InputError
 from fxprune.finalize import finalize
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.chains import Span, find_chains, spans_within
+from fxprune.passes.infer import infer
 from fxprune.passes.linear.observed import observe
 from fxprune.passes.lossless import cheapest_spans, saves_arithmetic
 from fxprune.passes.merge import MERGED, SPANS, drop_activations, spans_of
+from fxprune.passes.slim import slim
+from fxprune.passes.verify import verify
+from fxprune.plan import Plan
 from tests.linear_networks import CONVOLUTIONS, Skip, Sum, count, gap, lively, noise
 
 LAYERS = (*CONVOLUTIONS.values(), nn.Linear)
@@ -64,6 +69,24 @@ def test_a_network_with_dropped_activations_stays_what_it_is(network):
     merged = sum(len(span.convolutions) - 1 for span in chosen)
     assert count(final, *LAYERS) <= count(network.module, *LAYERS) - merged
     assert gap(final, dropped, *network.example_inputs) < 1e-10
+
+
+def test_a_network_that_is_slimmed_after_dropping_is_verified_and_merged():
+    torch.manual_seed(0)
+    inner = nn.Sequential(conv(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU6(), conv(16, 8, padding=1))
+    model = nn.Sequential(conv(3, 8, padding=1), nn.ReLU(), Skip(inner), nn.ReLU(), conv(8, 5))
+    dense = capture(lively(model), (noise(2, 3, 9, 9),))
+    (chain,) = find_chains(dense.module)
+    span = next(s for s in spans_within(chain) if s.skips and len(s.convolutions) == 3)
+    dropped = replace(dense, module=drop_activations(dense.module, [span]))
+    analysis = infer(dropped)
+    sizes = {group.name: group.size for group in analysis.groups}
+    plan = Plan({name: tuple(range(0, size, 2)) for name, size in sizes.items()}, sizes)
+    thin = slim(dropped, analysis, plan)
+    assert verify(dropped, analysis, plan, thin).max_error < 1e-10
+    final = finalize(thin)
+    assert gap(final, thin, *dense.example_inputs) < 1e-10
+    assert [m["geometry"]["out_width"] for m in final.meta[MERGED]] == [4]
 
 
 def test_float32_and_channels_last_survive():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -356,6 +357,21 @@ def test_overlapping_spans_are_refused():
     first, *_, last = spans_within(chain)
     with pytest.raises(InputError, match="both hold _1"):
         drop_activations(module, [first, last])
+
+
+def test_a_span_that_waits_cannot_be_chosen_again():
+    module = traced(conv(3, 4), nn.ReLU(), conv(4, 4), conv(4, 4))
+    (chain,) = find_chains(module)
+    first = spans_within(chain)[0]
+    once = drop_activations(module, [first])
+    with pytest.raises(InputError, match="overlap"):
+        drop_activations(once, [find_chains(once)[0].span])
+
+
+def test_only_activations_are_dropped_whatever_a_span_says():
+    module = traced(conv(3, 4), nn.ReLU(), conv(4, 4))
+    forged = replace(whole(module), activations=("_0",))
+    assert count(drop_activations(module, [forged]), *LAYERS) == 2
 
 
 def test_a_span_of_another_graph_is_refused():

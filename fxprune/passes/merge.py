@@ -60,12 +60,12 @@ def drop_activations(module: fx.GraphModule, spans: Iterable[Span]) -> fx.GraphM
             no two may have a node in common.
 
     Raises:
-        InputError: a span does not fit the graph, or two overlap.
+        InputError: a span does not fit the graph, or two overlap; those that wait already count.
     """
     result = copy.deepcopy(module)
-    chosen = _disjoint(spans)
-    _read(result, chosen)
     waiting = spans_of(result)
+    chosen = _disjoint([*waiting, *spans])[len(waiting) :]
+    chosen = [_found(span, path) for span, path in zip(chosen, _read(result, chosen), strict=True)]
     nodes = {node.name: node for node in result.graph.nodes}
     changed = []
     for span in chosen:
@@ -98,13 +98,14 @@ def merge_spans(module: fx.GraphModule, spans: Iterable[Span]) -> fx.GraphModule
     return result
 
 
-def merge_in_place(module: fx.GraphModule, spans: Iterable[Span]) -> None:
-    """`merge_spans` on a module that is the caller's own."""
+def merge_in_place(module: fx.GraphModule, spans: Iterable[Span]) -> tuple[Span, ...]:
+    """`merge_spans` on a module that is the caller's own; returns the spans as they were merged."""
     chosen = _disjoint(spans)
     paths = _read(module, chosen)
     place = {node.name: i for i, node in enumerate(module.graph.nodes)}
     order = sorted(zip(chosen, paths, strict=True), key=lambda pair: -place[pair[0].target])
     # Backwards, because the source of a later span may be the target of an earlier one.
+    merged = []
     for span, path in order:
         found = span_of(span.source, path)
         if found is None or not found.lossless:
@@ -113,8 +114,10 @@ def merge_in_place(module: fx.GraphModule, spans: Iterable[Span]) -> None:
                 fix="Merge what drop_activations recorded, or what lossless_spans offers",
             )
         _merge(module, found, path)
+        merged.append(found)
     module.graph.lint()
     module.recompile()
+    return tuple(reversed(merged))
 
 
 def spans_of(module: fx.GraphModule) -> tuple[Span, ...]:
@@ -158,8 +161,8 @@ class MergePass(PassBase):
         return PassResult(merge_spans(graph_module, spans), bool(spans))
 
 
-def _disjoint(spans: Iterable[Span]) -> tuple[Span, ...]:
-    chosen = tuple(spans)
+def _disjoint(spans: Iterable[Span]) -> list[Span]:
+    chosen = list(spans)
     owner: dict[str, Span] = {}
     for span in chosen:
         for name in span.nodes:
@@ -188,6 +191,14 @@ def _read(module: fx.GraphModule, spans: Sequence[Span]) -> list[Path]:
             raise _unfit(span, str(walked.stop))
         paths.append(walked.path)
     return paths
+
+
+def _found(span: Span, path: Path) -> Span:
+    """The span as this graph has it, whatever the one that was given says."""
+    found = span_of(span.source, path)
+    if found is None:
+        raise _unfit(span, "there is nothing to merge")
+    return found
 
 
 def _known(spans: Sequence[Span]) -> Observed:

@@ -40,6 +40,9 @@ from fxprune.passes.trace import unfused_attention
 from fxprune.plan import Plan
 
 TOLERANCE = 1e-9
+# What is left when large numbers cancel is round-off: sizes below this share of the largest value
+# that went into a result do not count as its size.
+ROUND_OFF = 1e-5
 # Memory that nobody has written to yet.
 UNINITIALISED = frozenset({"empty", "empty_like", "new_empty"})
 SEED = 0
@@ -113,7 +116,7 @@ class _Comparison:
     node: str
     error: float
     slimmed: bool
-    silent: bool
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,13 @@ class _Run:
 
 def _judge(run: _Run) -> Verification:
     every = run.comparisons
-    worst = max(every, key=lambda c: c.error, default=_Comparison("", 0.0, False, False))
+    worst = max(every, key=lambda c: c.error, default=_Comparison("", 0.0, False, 0.0))
     return Verification(
         max_error=worst.error,
         worst_node=worst.node,
         nodes=len(every),
         slimmed=sum(c.slimmed for c in every),
-        silent=tuple(c.node for c in every if c.slimmed and c.silent),
+        silent=tuple(c.node for c in every if c.slimmed and not c.scale),
     )
 
 
@@ -152,6 +155,7 @@ def _lockstep(
     last_use = _last_uses(slim.graph)
     pending = iter(slim.graph.nodes)
     comparisons: list[_Comparison] = []
+    floors: dict[fx.Node, float] = {}
     finite = True
     for node in dense.graph.nodes:
         if calibrate:
@@ -162,13 +166,16 @@ def _lockstep(
         found = _run_until(candidate, pending, partner[node.name])
         if operation(node) in UNINITIALISED:
             continue
+        _same_count(node, tensors(expected), tensors(found))
+        floor = floors[node] = max((floors.get(n, 0.0) for n in node.all_input_nodes), default=0.0)
         for want, got, axes in zip(
             tensors(expected), tensors(found), analysis.values[node.name], strict=True
         ):
-            comparison = _compare(node, want, got, axes, kept)
+            comparison = _compare(node, want, got, axes, kept, floor)
             finite = finite and comparison is not None
             if comparison is not None:
                 comparisons.append(comparison)
+                floors[node] = max(floors[node], ROUND_OFF * comparison.scale)
         for gone in last_use.get(partner[node.name], ()):
             candidate.env.pop(gone, None)
     return _Run(tuple(comparisons), finite)
@@ -195,10 +202,22 @@ def _run_until(candidate: fx.Interpreter, pending: Iterator[fx.Node], last: fx.N
     )
 
 
+def _same_count(node: fx.Node, expected: list[Tensor], found: list[Tensor]) -> None:
+    if len(expected) != len(found):
+        raise VerificationError(
+            f"the slim model yields {len(found)} tensors instead of {len(expected)}",
+            describe(node),
+            node=node.name,
+        )
+
+
 def _compare(
-    node: fx.Node, dense: Tensor, found: Tensor, axes: Axes, kept: Kept
+    node: fx.Node, dense: Tensor, found: Tensor, axes: Axes, kept: Kept, floor: float
 ) -> _Comparison | None:
-    """One result of a node; None if it holds values that are not finite, which say nothing."""
+    """One result of a node; None if it holds values that are not finite, which say nothing.
+
+    The error is relative to the largest value, or to `floor` where that is larger.
+    """
     want = kept.restrict(dense, axes)
     if want.shape != found.shape:
         raise VerificationError(
@@ -208,20 +227,22 @@ def _compare(
             node=node.name,
         )
     slimmed = any(map(kept.touches, axes))
+    if slimmed and node.op == "output":
+        raise VerificationError("the slim model's output has lost positions", node=node.name)
     if want.numel() == 0:
-        return _Comparison(node.name, 0.0, slimmed, True)
-    if not want.is_floating_point() or not found.is_floating_point():
+        return _Comparison(node.name, 0.0, slimmed, 0.0)
+    if not (want.is_floating_point() or want.is_complex()) or want.dtype != found.dtype:
         error = 0.0 if torch.equal(want, found.to(want.dtype)) else float("inf")
-        return _accept(node, _Comparison(node.name, error, slimmed, False))
+        return _accept(node, _Comparison(node.name, error, slimmed, 1.0))
     scale = float(want.abs().amax())
     if not math.isfinite(scale):
         alike = torch.allclose(want, found, rtol=TOLERANCE, atol=0.0, equal_nan=True)
         if alike:
             return None
-        return _accept(node, _Comparison(node.name, float("inf"), slimmed, False))
+        return _accept(node, _Comparison(node.name, float("inf"), slimmed, scale))
     gap = float((want - found).abs().amax())
-    error = gap / scale if scale else gap
-    return _accept(node, _Comparison(node.name, error, slimmed, scale == 0.0))
+    size = max(scale, floor)
+    return _accept(node, _Comparison(node.name, gap / size if size else gap, slimmed, scale))
 
 
 def _accept(node: fx.Node, comparison: _Comparison) -> _Comparison:
