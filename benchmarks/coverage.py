@@ -4,9 +4,10 @@
     python -m benchmarks.coverage resnet18 vit_b_16   these models only
     python -m benchmarks.coverage --out docs/coverage.md
 
-Each model is captured, its axes are inferred, it is slimmed to half its MACs by magnitude and verified
-against the masked original; then the slim model must give outputs of the original shape at batch 1
-and 2, and go through `torch.export` and ONNX export. A step that fails is named in the last column.
+Each model is captured, its axes are inferred, it is slimmed to half its MACs by magnitude and
+verified against the masked original; then the slim model must give outputs of the original shape at
+batch 1 and 2, and go through `torch.export` and ONNX export. A step that fails is named in the last
+column.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.axes import Atom
@@ -20,6 +21,8 @@ from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.units import format_resource
+
+Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +33,22 @@ MOST_ROUNDS = 10
 
 
 @dataclass(frozen=True)
+class Round:
+    """One turn of the loop: cost of a candidate per budget, as predicted and as found."""
+
+    predicted: tuple[float, ...]
+    found: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A slim network and what it really uses, per budget."""
 
     allocation: Allocation
     module: fx.GraphModule
     used: tuple[float, ...]
+    rounds: tuple[Round, ...] = ()
+    """What was predicted and found on the way here."""
 
 
 @dataclass
@@ -46,9 +59,18 @@ class _Correction:
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
+        tables, actual = self._line()
+        return float(np.interp(wanted, actual, tables))
+
+    def expected(self, table_cost: float) -> float:
+        """The actual cost to be expected of a table cost."""
+        tables, actual = self._line()
+        return float(np.interp(table_cost, tables, actual))
+
+    def _line(self) -> tuple[Array, Array]:
         points = sorted([(0.0, 0.0), *self.points], key=lambda point: point[1])
-        tables, actual = zip(*points, strict=True)
-        return float(np.interp(wanted, actual, np.maximum.accumulate(tables)))
+        tables, actual = (np.array(column) for column in zip(*points, strict=True))
+        return np.maximum.accumulate(tables), actual
 
 
 def close_the_loop(
@@ -64,6 +86,7 @@ def close_the_loop(
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
     tried: set[tuple[int, ...]] = set()
+    rounds: list[Round] = []
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
         limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
@@ -75,13 +98,11 @@ def close_the_loop(
             break
         tried.add(key)
         candidate = _measured(allocation, gauges, slim)
-        logger.info(
-            "round %d: tables say %s, limits %s, found %s",
-            round_number + 1,
-            allocation.costs,
-            limits,
-            candidate.used,
+        predicted = tuple(
+            c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
         )
+        rounds.append(Round(predicted, candidate.used))
+        logger.info("round %d: %s", round_number + 1, rounds[-1])
         if _keeps(candidate, gauges):
             if best is None or allocation.solution.value > best.allocation.solution.value:
                 best = candidate
@@ -92,7 +113,9 @@ def close_the_loop(
             if candidate.used[i] > gauges[i].limit:
                 # Whatever the line says, the next guess must not be the same again.
                 aims[i] *= 0.995
-    return best if best is not None else _last_resort(gauges, allocator, slim)
+    if best is None:
+        best = _last_resort(gauges, allocator, slim)
+    return replace(best, rounds=tuple(rounds))
 
 
 def _last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> Candidate:

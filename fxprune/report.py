@@ -86,6 +86,17 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One turn of the closed loop: a candidate's cost per budget, as predicted and as measured.
+
+    In seconds, MACs, parameters, bytes, or what a budget function returns.
+    """
+
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that one optimisation found out; plain data."""
 
@@ -97,6 +108,7 @@ class Report:
     frozen: tuple[FrozenPlace, ...] = ()
     certificate: Certificate | None = None
     verification: Verification | None = None
+    rounds: tuple[Round, ...] = ()
 
     @property
     def speedup(self) -> float | None:

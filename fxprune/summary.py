@@ -17,7 +17,7 @@ from fxprune.passes.frozen import frozen_places
 from fxprune.passes.latency import LatencyModel
 from fxprune.passes.layers import Layer
 from fxprune.prepare import Prepared
-from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Side, Verification
+from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Round, Side, Verification
 
 
 def summarise(
@@ -45,6 +45,7 @@ def summarise(
         verification=Verification(
             verification.max_error, verification.nodes, verification.worst_node
         ),
+        rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -437,7 +438,7 @@ def sizes_exchanged(subject: Subject) -> Iterator[tuple[str, Subject]]:
         shape = list(node.args[1:])
         pairs = [
             i
-            for i, (a, b) in enumerate(zip(shape, shape[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(shape))
             if isinstance(a, int) and isinstance(b, int) and a != b and min(a, b) > 0
         ]
         if not pairs:
@@ -550,10 +551,11 @@ def layers_exchanged(subject: Subject) -> Iterator[tuple[str, Subject]]:
             return False
         mine = module.get_submodule(str(node.target))
         for other in module.graph.nodes:
-            if other.op == "call_module" and other.target != node.target:
-                if shape(module.get_submodule(str(other.target))) == shape(mine):
-                    node.target = other.target
-                    return None
+            if other.op != "call_module" or other.target == node.target:
+                continue
+            if shape(module.get_submodule(str(other.target))) == shape(mine):
+                node.target = other.target
+                return None
         return False
 
     yield from _edited(subject, edit)

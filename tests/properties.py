@@ -236,7 +236,7 @@ def outputs(module: nn.Module, inputs: tuple[Any, ...], grad: bool = False) -> l
     with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = module(*tree_map_only(Tensor, torch.clone, inputs))
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    return tensors(found)
 
 
 def close(want: Tensor, got: Tensor, what: str) -> None:
@@ -288,8 +288,8 @@ MIXING_MODULES = (
 )
 MIXING = frozenset(
     """
-    conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum norm linalg_vector_norm normalize
-    scaled_dot_product_attention layer_norm group_norm rms_norm weight_norm
+    conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum
+    norm linalg_vector_norm normalize scaled_dot_product_attention layer_norm group_norm rms_norm weight_norm
     mean var std var_mean std_mean amax amin lstm gru rnn_tanh lstm_cell gru_cell
     """.split()  # noqa: SIM905  (a list of names reads better in rows)
 )

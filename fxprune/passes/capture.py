@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import CaptureError, InputError
 from fxprune.passes.export import capture_by_export
+from fxprune.passes.rules import tensors
 from fxprune.passes.trace import capture_by_tracing, is_opaque
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -197,7 +198,7 @@ def call_quietly(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
 
 def first_difference(expected: Any, found: Any) -> str | None:
     """How two results of the same computation differ, or None; round-off is no difference."""
-    left, right = _tensor_leaves(expected), _tensor_leaves(found)
+    left, right = tensors(expected), tensors(found)
     if len(left) != len(right):
         return f"{len(right)} output tensors instead of {len(left)}"
     for index, (mine, theirs) in enumerate(zip(left, right, strict=True)):
@@ -212,11 +213,6 @@ def first_difference(expected: Any, found: Any) -> str | None:
         if not close:
             return f"output {index} has other values; does forward draw random numbers?"
     return None
-
-
-def _tensor_leaves(value: Any) -> list[Tensor]:
-    leaves = tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _first_line(error: Exception) -> str:

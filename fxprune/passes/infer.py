@@ -225,7 +225,8 @@ class _TypedInterpreter(fx.Interpreter):
         if n.op == "call_function" and is_opaque(self.submodules, n):
             name = getattr(n.target, "__name__", str(n.target))
             reason = Reason(name, n.name, f"{name} is a function that cannot be looked into")
-            self.tracker.freeze([self.map_nodes_to_values(n.args, n), result], reason)
+            given = self.map_nodes_to_values((n.args, n.kwargs), n)
+            self.tracker.freeze([given, result], reason)
         self.values[n.name] = self.tracker.yielded(result)
         if not self.values[n.name]:
             self.scalars[n.name] = result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -86,6 +86,8 @@ def tensors(values: Any) -> list[Tensor]:
         return [t for value in values.values() for t in tensors(value)]
     if isinstance(values, (list, tuple)):
         return [t for value in values for t in tensors(value)]
+    if is_dataclass(values):
+        return [t for part in fields(values) for t in tensors(getattr(values, part.name))]
     return []
 
 
