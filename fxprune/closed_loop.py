@@ -9,6 +9,7 @@ out just under the limit. Solving takes milliseconds; measuring is what costs.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -132,15 +133,18 @@ def _last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> C
 def infeasible(gauge: Gauge, floor: float) -> BudgetError:
     """The error for a budget under what slimming can reach."""
     resource = gauge.budget.resource
-    texts = [
+    named = isinstance(resource, str)
+    limit, least, dense = (
         format_resource(resource, value) if isinstance(resource, str) else f"{value:g}"
         for value in (gauge.limit, floor, gauge.dense)
-    ]
+    )
+    fix = "Allow finer widths with multiple_of=1, or leave less dense with ignore="
+    if named and floor < gauge.dense:
+        fix = f"Ask for {math.ceil(100 * floor / gauge.dense)} % of dense or more. {fix}"
     return BudgetError(
-        f"The budget {gauge.budget.describe()} ({texts[0]}) is out of reach: with every group at "
-        f"its smallest width the network still uses {texts[1]}, of {texts[2]} dense",
-        fix=f"Ask for at least {texts[1]} ({floor / gauge.dense:.0%} of dense), or allow finer "
-        "widths with multiple_of=1",
+        f"The budget {gauge.budget.describe()} ({limit}) is out of reach: with every group at "
+        f"its smallest width the network still uses {least}, of {dense} dense",
+        fix=fix,
         requested=gauge.limit,
         floor=floor,
         unit=gauge.budget.unit,

@@ -33,7 +33,7 @@ class Gauge(ABC):
     """Share of the limit to aim at, so that noise does not carry the candidate over it."""
     unit: float = 1.0
     """What costs are counted in by the solver."""
-    lowest: float = 0.0
+    lowest: float = 0.97
     """Share of the limit under which a better candidate is looked for."""
 
     @abstractmethod
@@ -169,7 +169,6 @@ class LatencyGauge(Gauge):
     """Seconds of one forward pass, as measured."""
 
     aim = 0.985
-    lowest = 0.97
     unit = 1e-9
 
     def __init__(

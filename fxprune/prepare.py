@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ ImportanceName = Literal["auto", "taylor", "magnitude"]
 
 # A channel count that CPU and GPU kernels like; 134 channels run slower than 136 on most of them.
 ALIGNMENT = 8
+
+# Batches taken from data that can be gone through only once.
+STREAMED = 32
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ def prepare(
     tell: Tell,
 ) -> Prepared:
     """Capture `model`, infer its axes, judge its channels and, if asked for, time its kernels."""
+    options = _checked(options)
     backend = get_backend(options.backend, _device_type(model)) if needs_latency else None
+    if backend is not None:
+        Cache(options.cache).close()  # a cache that cannot be used is refused before any work
     inputs = _example_inputs(example_inputs, options.data)
     tell("Capturing the model", 0, 0)
     captured = capture(model, inputs)
@@ -95,6 +102,19 @@ def prepare(
     if backend is not None:
         timed = _time(captured, analysis, layers, ladders, backend, options, tell)
     return Prepared(captured, analysis, layers, ladders, importance, timed)
+
+
+def _checked(options: Options) -> Options:
+    """The options, refused early where they make no sense; a stream of data becomes a list."""
+    if not isinstance(options.multiple_of, int):
+        raise InputError(f"multiple_of is {options.multiple_of!r}", fix="Use a whole number")
+    if options.settings is not None and not isinstance(options.settings, Settings):
+        raise InputError(f"settings is {options.settings!r}", fix="Pass fxprune.Settings(...)")
+    ignore = (options.ignore,) if isinstance(options.ignore, str) else options.ignore
+    data = options.data
+    if isinstance(data, Iterator):
+        data = list(islice(data, STREAMED))
+    return replace(options, ignore=ignore, data=data)
 
 
 def _device_type(model: nn.Module) -> str:
@@ -136,7 +156,17 @@ def _judge(module: fx.GraphModule, analysis: Analysis, options: Options, tell: T
     if name == "magnitude" or data is None:
         return magnitude(module, analysis)
     step = partial(_count, tell, "Judging channels by their gradients")
-    return taylor(module, analysis, data, options.loss or F.cross_entropy, step=step)
+    return taylor(module, analysis, data, options.loss or _cross_entropy, step=step)
+
+
+def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
+    """The default loss, which is only right for class numbers."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        raise InputError(
+            f"Without loss=, targets are class numbers, not {batches.describe(targets)}",
+            fix="Pass loss=, for example torch.nn.functional.mse_loss",
+        )
+    return F.cross_entropy(outputs, targets)
 
 
 def _count(tell: Tell, what: str, done: int) -> None:

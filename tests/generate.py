@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
-from tests import blocks
-
-Shape = tuple[int, ...]
-Row = Callable[[random.Random, Shape], nn.Module | None]
+from tests import image_rows, sequence_rows  # noqa: F401  (imported for the rows they add)
+from tests.blocks import images, plain
+from tests.rows import ROWS, Shape
 
 BATCH = 2
 INPUTS: tuple[Shape, ...] = ((3, 8, 8), (4, 6, 6), (4, 6, 6), (3, 4, 4), (6, 5), (5,))
-WIDTHS = (4, 6, 8, 12)
 MOST_CHANNELS = 24
 MOST_VALUES = 1200
 
@@ -88,415 +85,6 @@ class TwoInputs(Network):
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
         return self.compute([x, y])
-
-
-# -- the table of rows -----------------------------------------------------------------------------
-
-ROWS: dict[int, list[tuple[Row, float]]] = {1: [], 2: [], 3: []}
-
-
-def row(*ranks: int, weight: float = 1.0) -> Callable[[Row], Row]:
-    """Decorator: a row for values of these ranks (3 image, 2 tokens, 1 vector)."""
-
-    def add(build: Row) -> Row:
-        for rank in ranks:
-            ROWS[rank].append((build, weight))
-        return build
-
-    return add
-
-
-def divisors(number: int) -> list[int]:
-    """Divisors of `number` above one, `number` itself included."""
-    return [d for d in range(2, number + 1) if number % d == 0]
-
-
-def activation(rng: random.Random, channels: int) -> nn.Module:
-    kinds: list[Callable[[], nn.Module]] = [
-        nn.ReLU,
-        lambda: nn.ReLU(inplace=True),
-        nn.GELU,
-        nn.SiLU,
-        nn.Hardswish,
-        nn.Sigmoid,
-        nn.ELU,
-        nn.Mish,
-        nn.Softplus,
-        lambda: nn.LeakyReLU(0.1),
-        lambda: nn.PReLU(channels),
-        nn.PReLU,
-        nn.Identity,
-    ]
-    return rng.choice(kinds)()
-
-
-def image_norm(rng: random.Random, shape: Shape) -> nn.Module:
-    channels = shape[0]
-    kinds: list[Callable[[], nn.Module]] = [
-        lambda: nn.BatchNorm2d(channels),
-        lambda: nn.BatchNorm2d(channels),
-        lambda: nn.BatchNorm2d(channels, affine=False),
-        nn.Identity,
-        lambda: nn.GroupNorm(rng.choice([1, *divisors(channels)][:-1] or [1]), channels),
-        lambda: nn.InstanceNorm2d(channels, affine=True),
-        lambda: blocks.ChannelsLast(nn.LayerNorm(channels)),
-        lambda: nn.LayerNorm(shape, elementwise_affine=rng.random() < 0.5),
-    ]
-    return rng.choice(kinds)()
-
-
-def convolution(rng: random.Random, inputs: int, outputs: int, height: int) -> nn.Module:
-    """Any kind of two-dimensional convolution from `inputs` to `outputs` channels."""
-    bias = rng.random() < 0.6
-    common = [g for g in divisors(inputs) if outputs % g == 0]
-    kind = rng.choice(["1x1", "3x3", "3x3", "dilated", "grouped", "strided", "depthwise", "other"])
-    if kind == "grouped" and common:
-        return nn.Conv2d(inputs, outputs, 3, padding=1, groups=rng.choice(common), bias=bias)
-    if kind == "depthwise" and outputs % inputs == 0:
-        return nn.Conv2d(inputs, outputs, 3, padding=1, groups=inputs, bias=bias)
-    if kind == "dilated" and height > 4:
-        return nn.Conv2d(inputs, outputs, 3, padding=2, dilation=2, bias=bias)
-    if kind == "strided" and height >= 4:
-        return nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=bias)
-    if kind == "other":
-        return other_convolution(rng, inputs, outputs, height, bias)
-    if kind == "1x1":
-        return nn.Conv2d(inputs, outputs, 1, bias=bias)
-    mode = rng.choice(["zeros", "zeros", "zeros", "reflect", "circular"])
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, padding_mode=mode)
-
-
-def other_convolution(
-    rng: random.Random, inputs: int, outputs: int, height: int, bias: bool
-) -> nn.Module:
-    common = [g for g in divisors(inputs) if outputs % g == 0]
-    kinds: list[Callable[[], nn.Module]] = [
-        lambda: blocks.Functional(inputs, outputs, rng.choice([1, 3]), 1, bias),
-        lambda: blocks.Mixing(inputs, outputs, rng.choice(["einsum", "matmul"])),
-        lambda: blocks.Lifted(inputs, outputs),
-        lambda: blocks.RowConv(inputs, outputs),
-        lambda: blocks.Standardised(inputs, outputs),
-        lambda: weight_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
-        lambda: blocks.ChannelsLast(nn.Linear(inputs, outputs)),
-    ]
-    if common:
-        groups = rng.choice(common)
-        kinds.append(lambda: blocks.Functional(inputs, outputs, 3, groups, bias))
-    if height <= 4:
-        kinds += [lambda: nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=bias)] * 2
-    if height <= 4 and common:
-        kinds.append(
-            lambda: nn.ConvTranspose2d(
-                inputs, outputs, 3, stride=2, padding=1, output_padding=1, groups=rng.choice(common)
-            )
-        )
-    return rng.choice(kinds)()
-
-
-@row(3, weight=4)
-def conv_norm_act(rng: random.Random, shape: Shape) -> nn.Module:
-    out = rng.choice(WIDTHS)
-    conv = convolution(rng, shape[0], out, shape[1])
-    after = tuple(conv(torch.zeros(1, *shape)).shape[1:])
-    return nn.Sequential(conv, image_norm(rng, after), activation(rng, out))
-
-
-@row(3, weight=2)
-def residual_image(rng: random.Random, shape: Shape) -> nn.Module:
-    channels, inner = shape[0], rng.choice(WIDTHS)
-    first = nn.Conv2d(channels, inner, rng.choice([1, 3]), padding="same", bias=False)
-    last = nn.Conv2d(inner, channels, 3, padding=1)
-    body = nn.Sequential(first, image_norm(rng, (inner, *shape[1:])), activation(rng, inner), last)
-    scale = torch.rand(channels, 1, 1) if rng.random() < 0.3 else None
-    return blocks.Residual(body, scale, inplace=rng.random() < 0.2)
-
-
-@row(3)
-def inverted_residual(rng: random.Random, shape: Shape) -> nn.Module:
-    channels = shape[0]
-    inner = channels * rng.choice([1, 2])
-    body = [
-        nn.Conv2d(channels, inner, 1, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU6(),
-        nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False),
-        nn.BatchNorm2d(inner),
-        blocks.SqueezeExcite(inner, 4, "conv"),
-        nn.Conv2d(inner, channels, 1, bias=False),
-    ]
-    return blocks.Residual(nn.Sequential(*body))
-
-
-@row(3)
-def branches(rng: random.Random, shape: Shape) -> nn.Module | None:
-    if shape[0] > 12:
-        return None
-    first: nn.Module = nn.Conv2d(shape[0], rng.choice(WIDTHS), 1)
-    second = nn.Conv2d(shape[0], rng.choice(WIDTHS), 3, padding=1)
-    parts = rng.choice([[first, second], [nn.Identity(), second], [second, nn.MaxPool2d(3, 1, 1)]])
-    return blocks.Branches(parts)
-
-
-@row(3, 2, 1, weight=0.5)
-def itself(rng: random.Random, shape: Shape) -> nn.Module | None:
-    return blocks.Itself() if len(shape) != 2 and shape[0] <= 12 else None
-
-
-@row(3)
-def halves(rng: random.Random, shape: Shape) -> nn.Module | None:
-    channels = shape[0]
-    if channels % 2 or channels < 4:
-        return None
-    how = rng.choice(["chunk", "split", "narrow", "slice"])
-    first = channels // 2 if how == "chunk" else rng.randrange(2, channels - 1)
-    inner = nn.Sequential(
-        nn.Conv2d(first, first, 3, padding=1, groups=rng.choice([1, first])), activation(rng, first)
-    )
-    body = blocks.Halves(inner, how, first, channels)
-    if how == "chunk" and rng.random() < 0.6:
-        return nn.Sequential(body, blocks.Shuffle(2, channels, "shape"))
-    return body
-
-
-@row(3, 1)
-def slices(rng: random.Random, shape: Shape) -> nn.Module | None:
-    channels = shape[0]
-    if channels < 4:
-        return None
-    cut = rng.randrange(2, channels - 1)
-    bounds = [(None, cut, None), (cut, None, None), (-cut, None, None), (1, -1, None)]
-    bounds += [(None, None, 2), (1, None, 2), (0, channels - 1, 3), (None, None, 3)]
-    return blocks.Slice(*rng.choice(bounds))
-
-
-@row(3, weight=0.5)
-def even_odd(rng: random.Random, shape: Shape) -> nn.Module | None:
-    return blocks.EvenOdd() if shape[0] % 2 == 0 and shape[0] >= 8 else None
-
-
-@row(3)
-def shuffle(rng: random.Random, shape: Shape) -> nn.Module | None:
-    possible = [d for d in divisors(shape[0]) if d < shape[0]]
-    if not possible:
-        return None
-    groups, style = rng.choice(possible), rng.choice(["shape", "numbers", "function", "module"])
-    if style == "module":
-        return nn.ChannelShuffle(groups)
-    return blocks.Shuffle(groups, shape[0], style)
-
-
-@row(3)
-def squeeze_excite(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.SqueezeExcite(shape[0], rng.choice([2, 4]), rng.choice(["conv", "linear"]))
-
-
-@row(3, 2, 1)
-def glu(rng: random.Random, shape: Shape) -> nn.Module | None:
-    dim = -1 if len(shape) == 2 else 1
-    width = shape[-1] if dim == -1 else shape[0]
-    return blocks.Glu(dim, rng.choice(["function", "chunk"])) if width in (8, 12, 16, 24) else None
-
-
-@row(3)
-def resize(rng: random.Random, shape: Shape) -> nn.Module | None:
-    channels, height, _ = shape
-    if height % 2 == 0 and height > 2 and rng.random() < 0.5:
-        return rng.choice([nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(height // 2)])
-    if height <= 4:
-        choices: list[nn.Module] = [nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2)]
-        if channels % 4 == 0 and channels > 4:
-            choices += [nn.PixelShuffle(2)] * 3
-        return rng.choice(choices)
-    if height % 2 == 0 and channels <= 6:
-        return nn.PixelUnshuffle(2)
-    return nn.MaxPool2d(3, 1, 1)
-
-
-@row(3, weight=0.5)
-def shortcut(rng: random.Random, shape: Shape) -> nn.Module | None:
-    if shape[0] > 12 or shape[1] < 4:
-        return None
-    return blocks.Shortcut(rng.choice([0, 2]), rng.choice([1, 2]))
-
-
-@row(3, weight=0.7)
-def repeated(rng: random.Random, shape: Shape) -> nn.Module | None:
-    return blocks.Repeated(2, rng.random() < 0.5) if shape[0] <= 8 else None
-
-
-@row(3)
-def non_local(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.NonLocal(shape[0], rng.choice([3, 4]))
-
-
-@row(3)
-def convnext(rng: random.Random, shape: Shape) -> nn.Module:
-    channels = shape[0]
-    mlp = nn.Sequential(
-        nn.LayerNorm(channels), nn.Linear(channels, 8), nn.GELU(), nn.Linear(8, channels)
-    )
-    depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-    body = nn.Sequential(depthwise, blocks.ChannelsLast(mlp))
-    return blocks.Residual(body, torch.rand(channels, 1, 1))
-
-
-@row(3, 1)
-def buffered(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.Buffered(shape[0], len(shape) - 1)
-
-
-@row(3, 1, weight=0.5)
-def chosen(rng: random.Random, shape: Shape) -> nn.Module:
-    index = rng.sample(range(shape[0]), max(2, shape[0] - 1))
-    return blocks.Chosen(index, rng.choice(["index", "select"]))
-
-
-@row(3, weight=0.5)
-def stacked(rng: random.Random, shape: Shape) -> nn.Module:
-    out = rng.choice(WIDTHS)
-    parts = [nn.Conv2d(shape[0], out, k, padding=k // 2) for k in (1, 3)]
-    return blocks.Stacked(parts, 3)
-
-
-@row(3, 1, weight=0.4)
-def along(rng: random.Random, shape: Shape) -> nn.Module | None:
-    if shape[0] < 4:
-        return None
-    styles = ["softmax", "cumsum", "normalize", "centre", "sort", "flip", "topk", "unfold"]
-    if len(shape) == 3:
-        styles.append("response")
-    return blocks.Along(rng.choice(styles))
-
-
-@row(3, 2, 1)
-def norm_by_hand(rng: random.Random, shape: Shape) -> nn.Module:
-    dim = 1 if len(shape) == 3 else -1
-    style = rng.choice(["layer", "layer", "rms", "unit", "unbiased"])
-    return blocks.NormByHand(shape[0] if dim == 1 else shape[-1], dim, len(shape), style)
-
-
-@row(3, 2, 1, weight=0.5)
-def in_place(rng: random.Random, shape: Shape) -> nn.Module:
-    dim = -1 if len(shape) == 2 else 1
-    return blocks.InPlace(shape[-1] if dim == -1 else shape[0], dim, len(shape))
-
-
-@row(3, weight=0.6)
-def spatial_attention(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.SpatialAttention()
-
-
-@row(2, weight=0.5)
-def recurrent(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.Recurrent(shape[1], rng.choice([4, 6]), min(shape[0], 4))
-
-
-@row(1, weight=0.5)
-def vector_field(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.Steps(shape[0], rng.choice([4, 6]))
-
-
-@row(3, weight=1.5)
-def tokens(rng: random.Random, shape: Shape) -> nn.Module | None:
-    places = shape[1] * shape[2]
-    if places > 40:
-        return None
-    return blocks.Tokens(shape[0], places, rng.random() < 0.5, rng.random() < 0.5)
-
-
-@row(3, weight=0.4)
-def image_to_vector(rng: random.Random, shape: Shape) -> nn.Module:
-    return blocks.Pooled(rng.choice(["mean", "adaptive", "peak", "view", "flatten"]))
-
-
-@row(2, weight=4)
-def attention(rng: random.Random, shape: Shape) -> nn.Module:
-    count, channels = shape
-    heads, width = rng.choice([(2, 3), (2, 4), (3, 2), (4, 2), (1, 4)])
-    kind = rng.random()
-    if kind < 0.15:
-        inner: nn.Module = blocks.FoldedAttention(channels, heads, width)
-    elif kind < 0.3:
-        inner = blocks.GroupedQueries(channels, 4, 2, width, rng.random() < 0.5)
-    elif kind < 0.35:
-        inner = blocks.Rotary(channels, 2, 4, count)
-    else:
-        layouts = ["fused", "fused unbind", "fused chunk", "separate", "separate shape"]
-        layouts.append("unflatten")
-        kernels = ["sdpa", "causal", "masked", "biased", "einsum", "shape", "scaled"]
-        inner = blocks.Attention(
-            channels, heads, width, rng.choice(layouts), rng.choice(kernels), count
-        )
-    sizes = [d for d in divisors(count) if d < count]
-    if kind > 0.8 and sizes and getattr(inner, "bias", None) is None:
-        inner = blocks.Windows(inner, rng.choice(sizes), channels, rng.random() < 0.5)
-    norm = rng.choice([nn.LayerNorm, nn.RMSNorm, nn.Identity])
-    return blocks.Residual(nn.Sequential(norm(channels), inner))
-
-
-@row(2, weight=2)
-def mlp(rng: random.Random, shape: Shape) -> nn.Module:
-    channels, inner = shape[1], rng.choice([6, 8, 12])
-    plain = nn.Sequential(
-        nn.Linear(channels, inner),
-        nn.GELU(),
-        nn.Dropout(0.1),
-        nn.Linear(inner, channels, bias=rng.random() < 0.5),
-    )
-    body = rng.choice([plain, blocks.SwiGlu(channels, inner, rng.random() < 0.5)])
-    norm = rng.choice([nn.LayerNorm(channels), nn.RMSNorm(channels), nn.LayerNorm(channels, 1e-6)])
-    scale = torch.rand(channels) if rng.random() < 0.3 else None
-    return blocks.Residual(nn.Sequential(norm, body), scale)
-
-
-@row(2)
-def token_linear(rng: random.Random, shape: Shape) -> nn.Module:
-    out = rng.choice(WIDTHS)
-    return nn.Sequential(nn.Linear(shape[1], out), activation_last(rng))
-
-
-def activation_last(rng: random.Random) -> nn.Module:
-    return rng.choice([nn.ReLU(), nn.GELU(), nn.Tanh(), nn.SiLU(inplace=True)])
-
-
-@row(2)
-def across_tokens(rng: random.Random, shape: Shape) -> nn.Module:
-    count, channels = shape
-    if rng.random() < 0.5:
-        return blocks.TokenMixing(count, rng.choice([4, 6]))
-    out = rng.choice(WIDTHS)
-    groups = rng.choice([1, *(g for g in divisors(channels) if out % g == 0)])
-    return blocks.TokenConv(channels, out, groups)
-
-
-@row(2, weight=0.8)
-def tokens_to_vector(rng: random.Random, shape: Shape) -> nn.Module:
-    if rng.random() < 0.2:
-        return blocks.AttentionPool(shape[1])
-    return blocks.Pooled(rng.choice(["token", "tokens", "sum", "flatten"]))
-
-
-@row(1, weight=3)
-def dense(rng: random.Random, shape: Shape) -> nn.Module:
-    out = rng.choice(WIDTHS)
-    norm = rng.choice([nn.BatchNorm1d(out), nn.LayerNorm(out), nn.Identity(), nn.Dropout(0.2)])
-    return nn.Sequential(nn.Linear(shape[0], out), norm, activation(rng, out))
-
-
-@row(1)
-def residual_vector(rng: random.Random, shape: Shape) -> nn.Module:
-    inner = rng.choice(WIDTHS)
-    body = nn.Sequential(nn.Linear(shape[0], inner), nn.ReLU(), nn.Linear(inner, shape[0]))
-    return blocks.Residual(body)
-
-
-@row(1)
-def outer(rng: random.Random, shape: Shape) -> nn.Module:
-    left, right = rng.choice([(3, 4), (4, 2), (4, 4)])
-    return blocks.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm"]))
-
-
-# -- growing a network -----------------------------------------------------------------------------
 
 
 class Grower:
@@ -562,7 +150,7 @@ class Grower:
         for other in others:
             theirs = self.shapes[other]
             if len(mine) == 3 and len(theirs) == 1:
-                self.add(blocks.Film(mine[0], theirs[0]), source, other)
+                self.add(images.Film(mine[0], theirs[0]), source, other)
                 return True
             if len(mine) == 3 and len(theirs) == 3 and mine[1:] == theirs[1:]:
                 self._join_alike(source, other, 0)
@@ -575,12 +163,12 @@ class Grower:
     def _join_alike(self, source: int, other: int, channel: int) -> None:
         mine, theirs = self.shapes[source][channel], self.shapes[other][channel]
         if mine + theirs <= MOST_CHANNELS and self.rng.random() < 0.5:
-            self.add(blocks.Join(1 if channel == 0 else -1), source, other)
+            self.add(plain.Join(1 if channel == 0 else -1), source, other)
             return
         project: nn.Module = nn.Identity()
         if mine != theirs:
             project = nn.Conv2d(theirs, mine, 1) if channel == 0 else nn.Linear(theirs, mine)
-        self.add(blocks.Sum(project), source, other)
+        self.add(plain.Sum(project), source, other)
 
     def _again(self, source: int) -> bool:
         """Run an earlier block a second time, on another value of the shape it takes."""
@@ -604,7 +192,7 @@ class Grower:
                 continue
             shape = self.shapes[value]
             pool = {3: ["mean", "flatten", "adaptive"], 2: ["tokens", "token"], 1: ["flatten"]}
-            flat = self.add(blocks.Pooled(self.rng.choice(pool[len(shape)])), value)
+            flat = self.add(plain.Pooled(self.rng.choice(pool[len(shape)])), value)
             head = nn.Linear(self.shapes[flat][0], self.rng.choice([3, 5]))
             outputs.append(self.add(head, flat))
         return outputs

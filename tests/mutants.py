@@ -1,46 +1,31 @@
-"""Faults put into slimming on purpose, to see whether the verifier notices.
+"""Three models that are slimmed correctly, and every way in which `tests.faults` damages them.
 
-A `Subject` is a model that was slimmed correctly. Each kind below is a generator of mutants: it
-yields, for every place where the fault can be put, what must be verified instead: a damaged slim
-model, or a slim model made from a damaged analysis, as a wrong typing rule would have made it.
-Faults that change nothing (a concatenation of equal parts turned around) are not yielded.
+    python -m tests.mutants
+
+puts every fault into every place and prints how many of each kind the verifier noticed.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxprune.axes import Atom, Axes, Axis, Concat, Product, atoms
-from fxprune.passes.capture import Captured, capture
-from fxprune.passes.constants import operation
-from fxprune.passes.infer import Analysis, Group, infer, named_tensors
+from fxprune.errors import VerificationError
+from fxprune.passes.capture import capture
+from fxprune.passes.infer import infer
 from fxprune.passes.slim import slim
-from fxprune.passes.slimming import Kept
-from fxprune.plan import Plan
-from tests import blocks
+from fxprune.passes.verify import verify
+from tests.blocks import images, plain, sequences
+from tests.faults import analysis as _analysis  # noqa: F401  (imported for the kinds it adds)
+from tests.faults import graph as _graph  # noqa: F401
+from tests.faults import tensors as _tensors  # noqa: F401
+from tests.faults.base import KINDS, Subject
 from tests.generate import enliven
 from tests.properties import plan_of
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, and its slim form; or one of the two with a fault in it."""
-
-    captured: Captured
-    analysis: Analysis
-    plan: Plan
-    slim: fx.GraphModule
-
-    def damaged(self) -> fx.GraphModule:
-        """A copy of the slim model, for a fault to be put in."""
-        return copy.deepcopy(self.slim)
 
 
 @dataclass(frozen=True)
@@ -52,23 +37,20 @@ class Mutant:
     subject: Subject
 
 
-Kind = Callable[[Subject], Iterator[tuple[str, Subject]]]
-KINDS: dict[str, Kind] = {}
-
-
-def kind(make: Kind) -> Kind:
-    """Decorator: registers a kind of fault under the name of its function."""
-    KINDS[make.__name__] = make
-    return make
-
-
 def mutants(subject: Subject, name: str) -> Iterator[Mutant]:
     """Every mutant of one kind."""
     for place, damaged in KINDS[name](subject):
         yield Mutant(name, place, damaged)
 
 
-# -- subjects --------------------------------------------------------------------------------------
+def noticed(mutant: Mutant) -> bool:
+    """Whether the verifier refuses the mutant."""
+    subject = mutant.subject
+    try:
+        verify(subject.captured, subject.analysis, subject.plan, subject.slim)
+    except VerificationError:
+        return True
+    return False
 
 
 class Convolutional(nn.Module):
@@ -81,11 +63,11 @@ class Convolutional(nn.Module):
         self.right = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.SiLU())
         self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
         self.norm = nn.GroupNorm(4, 16)
-        self.shuffle = blocks.Shuffle(4, 16, "numbers")
-        self.gate = blocks.SqueezeExcite(16, 6, "linear")
+        self.shuffle = images.Shuffle(4, 16, "numbers")
+        self.gate = images.SqueezeExcite(16, 6, "linear")
         self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.last = nn.Conv2d(16, 8, 1)
-        self.split = blocks.Halves(nn.Conv2d(4, 4, 3, padding=1), "chunk", 4, 8)
+        self.split = images.Halves(nn.Conv2d(4, 4, 3, padding=1), "chunk", 4, 8)
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,17 +86,17 @@ class Transforming(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 2, stride=2)
-        self.tokens = blocks.Tokens(8, 9, class_token=True, position=True)
-        self.first = blocks.Residual(
-            nn.Sequential(nn.LayerNorm(8), blocks.Attention(8, 3, 4, "fused chunk", "sdpa", 10))
+        self.tokens = images.Tokens(8, 9, class_token=True, position=True)
+        self.first = plain.Residual(
+            nn.Sequential(nn.LayerNorm(8), sequences.Attention(8, 3, 4, "fused chunk", "sdpa", 10))
         )
-        self.second = blocks.Residual(
-            nn.Sequential(nn.RMSNorm(8), blocks.Attention(8, 2, 4, "separate", "biased", 10))
+        self.second = plain.Residual(
+            nn.Sequential(nn.RMSNorm(8), sequences.Attention(8, 2, 4, "separate", "biased", 10))
         )
-        self.third = blocks.Residual(
-            nn.Sequential(nn.LayerNorm(8), blocks.Attention(8, 2, 4, "fused", "shape", 10))
+        self.third = plain.Residual(
+            nn.Sequential(nn.LayerNorm(8), sequences.Attention(8, 2, 4, "fused", "shape", 10))
         )
-        self.mlp = blocks.Residual(nn.Sequential(nn.LayerNorm(8), blocks.SwiGlu(8, 12, True)))
+        self.mlp = plain.Residual(nn.Sequential(nn.LayerNorm(8), sequences.SwiGlu(8, 12, True)))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +110,7 @@ class Assorted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 24, 3, padding=1)
-        self.second = blocks.Functional(12, 16, 3, 2, bias=True)
+        self.second = images.Functional(12, 16, 3, 2, bias=True)
         self.up = nn.PixelShuffle(2)
         self.third = nn.Conv2d(4, 12, 3, padding=1)
         self.tied = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
@@ -136,7 +118,7 @@ class Assorted(nn.Module):
         self.shared = nn.Linear(6, 6)
         self.along = nn.Linear(6, 8)
         self.after = nn.Linear(8, 6)
-        self.outer = blocks.Outer(6, 3, 4, "einsum")
+        self.outer = plain.Outer(6, 3, 4, "einsum")
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,508 +153,20 @@ def _some(size: int, group: int) -> tuple[int, ...]:
     return tuple(p for p in range(size) if size == 2 or (p + group) % 3 != 1)
 
 
-# -- faults in the tensors of the slim model -------------------------------------------------------
-
-
-def _tensors(subject: Subject, kinds: type = Tensor) -> Iterator[tuple[str, Axes]]:
-    """Names and axes of the tensors that lose positions."""
-    kept = Kept.from_plan(subject.plan, subject.analysis)
-    for name, tensor in named_tensors(subject.slim):
-        axes = subject.analysis.tensors[name]
-        if any(map(kept.touches, axes)) and isinstance(tensor, kinds):
-            yield name, axes
-
-
-def _retaken(subject: Subject, choose: Callable[[int, Tensor], Tensor | None]) -> Iterator[Any]:
-    """Slim models in which one dimension of one tensor was taken with other indices.
-
-    `choose(size, kept)` gives the wrong positions for the right ones, or None.
-    """
-    kept = Kept.from_plan(subject.plan, subject.analysis)
-    dense = dict(named_tensors(subject.captured.module))
-    for name, axes in _tensors(subject):
-        for dim, axis in enumerate(axes):
-            if not kept.touches(axis):
-                continue
-            right = torch.from_numpy(kept.indices(axis))
-            wrong = choose(axis.size, right)
-            if wrong is None or torch.equal(wrong, right):
-                continue
-            part = dense[name].detach()
-            for other, term in enumerate(axes):
-                index = wrong if other == dim else torch.from_numpy(kept.indices(term))
-                part = part.index_select(other, index)
-            module = subject.damaged()
-            dict(named_tensors(module))[name].data = part.contiguous()
-            yield f"{name}[{dim}]", replace(subject, slim=module)
-
-
-@kind
-def kept_order_reversed(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    yield from _retaken(subject, lambda size, kept: kept.flip(0))
-
-
-@kind
-def first_positions_instead_of_kept_ones(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    yield from _retaken(subject, lambda size, kept: torch.arange(len(kept)))
-
-
-@kind
-def one_position_of_the_neighbour(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def off_by_one(size: int, kept: Tensor) -> Tensor:
-        wrong = kept.clone()
-        wrong[-1] = (wrong[-1] + 1) % size
-        return wrong
-
-    yield from _retaken(subject, off_by_one)
-
-
-@kind
-def tensor_not_sliced(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    yield from _retaken(subject, lambda size, kept: torch.arange(size))
-
-
-@kind
-def stale_norm_statistics(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Mean and variance of a batch norm left as they are after initialisation."""
-    for name, module in subject.slim.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            damaged = subject.damaged()
-            damaged.get_submodule(name).reset_running_stats()
-            yield name, replace(subject, slim=damaged)
-
-
-@kind
-def norm_of_the_neighbour(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Scale and offset of one norm in another of the same width."""
-    norms = [
-        (name, module)
-        for name, module in subject.slim.named_modules()
-        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm))
-    ]
-    for name, module in norms:
-        for other, neighbour in norms:
-            if other == name or type(module) is not type(neighbour):
-                continue
-            if module.weight.shape == neighbour.weight.shape:
-                damaged = subject.damaged()
-                damaged.get_submodule(name).weight = copy.deepcopy(neighbour.weight)
-                yield f"{other} in {name}", replace(subject, slim=damaged)
-
-
-@kind
-def bias_lost(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    for name, module in subject.slim.named_modules():
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
-            damaged = subject.damaged()
-            damaged.get_submodule(name).register_parameter("bias", None)
-            yield name, replace(subject, slim=damaged)
-
-
-@kind
-def weights_drawn_anew(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    for name, _ in _tensors(subject, nn.Parameter):
-        damaged = subject.damaged()
-        tensor = dict(named_tensors(damaged))[name]
-        tensor.data = torch.randn(
-            tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype
-        )
-        yield name, replace(subject, slim=damaged)
-
-
-@kind
-def weights_rounded(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    for name, _ in _tensors(subject, nn.Parameter):
-        damaged = subject.damaged()
-        tensor = dict(named_tensors(damaged))[name]
-        tensor.data = tensor.data.float().double()
-        yield name, replace(subject, slim=damaged)
-
-
-@kind
-def weights_untied(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    once = {name for name, _ in subject.slim.named_parameters()}
-    for name, tensor in subject.slim.named_parameters(remove_duplicate=False):
-        if name not in once:
-            damaged = subject.damaged()
-            path, _, leaf = name.rpartition(".")
-            setattr(damaged.get_submodule(path), leaf, nn.Parameter(tensor.detach().clone()))
-            yield name, replace(subject, slim=damaged)
-
-
-# -- faults in the modules and the graph of the slim model -----------------------------------------
-
-
-def _edited(
-    subject: Subject, edit: Callable[[fx.GraphModule, fx.Node], bool | None]
-) -> Iterator[tuple[str, Subject]]:
-    """One slim model for each node that `edit` changes; it returns False where it does not."""
-    for number, node in enumerate(subject.slim.graph.nodes):
-        damaged = subject.damaged()
-        twin = list(damaged.graph.nodes)[number]
-        if edit(damaged, twin) is False:
-            continue
-        damaged.graph.lint()
-        damaged.recompile()
-        yield node.name, replace(subject, slim=damaged)
-
-
-def _with_module(types: type | tuple[type, ...], change: Callable[[Any], bool | None]) -> Kind:
-    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
-        if node.op != "call_module":
-            return False
-        owner = module.get_submodule(str(node.target))
-        return change(owner) if isinstance(owner, types) else False
-
-    return lambda subject: _edited(subject, edit)
-
-
-def _with_call(names: set[str], change: Callable[[fx.Node], bool | None]) -> Kind:
-    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
-        return change(node) if operation(node) in names else False
-
-    return lambda subject: _edited(subject, edit)
-
-
-@kind
-def wrong_group_count(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(conv: nn.Conv2d) -> bool | None:
-        if conv.groups == 1:
-            return False
-        conv.groups = 1
-        return None
-
-    yield from _with_module(nn.Conv2d, change)(subject)
-
-
-@kind
-def norm_groups_merged(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(norm: nn.GroupNorm) -> None:
-        norm.num_groups = 1
-
-    yield from _with_module(nn.GroupNorm, change)(subject)
-
-
-@kind
-def norm_epsilon_changed(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(norm: Any) -> None:
-        norm.eps = 1e-3
-
-    yield from _with_module((nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), change)(
-        subject
-    )
-
-
-@kind
-def stride_or_padding_changed(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(conv: nn.Conv2d) -> bool | None:
-        if conv.kernel_size == (1, 1):
-            return False
-        conv.padding_mode = "circular"
-        conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
-        return None
-
-    yield from _with_module(nn.Conv2d, change)(subject)
-
-
-@kind
-def activation_dropped(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    names = {"relu", "sigmoid", "tanh", "silu", "softmax"}
-
-    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
-        is_module = node.op == "call_module" and isinstance(
-            module.get_submodule(str(node.target)), (nn.ReLU, nn.SiLU)
-        )
-        if not is_module and operation(node) not in names:
-            return False
-        node.replace_all_uses_with(node.args[0])
-        module.graph.erase_node(node)
-        return None
-
-    yield from _edited(subject, edit)
-
-
-@kind
-def concatenation_turned_around(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> None:
-        node.args = (list(reversed(node.args[0])), *node.args[1:])
-
-    yield from _with_call({"cat"}, change)(subject)
-
-
-@kind
-def halves_swapped(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> bool | None:
-        source, index = node.args
-        if operation(source) not in {"split", "chunk", "unbind"}:
-            return False
-        node.args = (source, (index + 1) % 2)
-        return None
-
-    yield from _with_call({"getitem"}, change)(subject)
-
-
-@kind
-def wrong_branch(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """One operand of a sum or a product is the other one."""
-
-    def change(node: fx.Node) -> bool | None:
-        left, right = node.args[:2]
-        shapes = [subject.analysis.values[n.name][0] for n in (left, right) if _is_tensor(n)]
-        if len(shapes) < 2 or len(shapes[0]) != len(shapes[1]):
-            return False
-        node.args = (left, left)
-        return None
-
-    def _is_tensor(value: Any) -> bool:
-        return isinstance(value, fx.Node) and bool(subject.analysis.values[value.name])
-
-    yield from _with_call({"add", "mul"}, change)(subject)
-
-
-@kind
-def sizes_exchanged(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Two neighbouring numbers of a shape change places, as with heads and their width."""
-
-    def change(node: fx.Node) -> bool | None:
-        shape = list(node.args[1:])
-        pairs = [
-            i
-            for i, (a, b) in enumerate(pairwise(shape))
-            if isinstance(a, int) and isinstance(b, int) and a != b and min(a, b) > 0
-        ]
-        if not pairs:
-            return False
-        i = pairs[-1]
-        shape[i], shape[i + 1] = shape[i + 1], shape[i]
-        node.args = (node.args[0], *shape)
-        return None
-
-    yield from _with_call({"view", "reshape"}, change)(subject)
-
-
-@kind
-def size_off_by_one(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> bool | None:
-        place = next((i for i, a in enumerate(node.args) if isinstance(a, int) and a > 1), None)
-        if place is None:
-            return False
-        node.args = tuple(a + 1 if i == place else a for i, a in enumerate(node.args))
-        return None
-
-    yield from _with_call({"view", "reshape", "expand"}, change)(subject)
-
-
-@kind
-def split_moved(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> None:
-        first, second, *rest = node.args[1]
-        node.args = (node.args[0], [first + 1, second - 1, *rest], *node.args[2:])
-
-    yield from _with_call({"split"}, change)(subject)
-
-
-@kind
-def slice_moved(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Every other position, but starting at the wrong one; or another token."""
-
-    def change(node: fx.Node) -> bool | None:
-        source, index = node.args
-        if not isinstance(index, tuple):
-            return False
-        moved = tuple(_moved(entry) for entry in index)
-        node.args = (source, moved)
-        return moved != index
-
-    def _moved(entry: Any) -> Any:
-        if isinstance(entry, slice) and entry.step == 2:
-            return slice(1 - (entry.start or 0), None, 2)
-        return entry + 1 if isinstance(entry, int) else entry
-
-    yield from _with_call({"getitem"}, change)(subject)
-
-
-@kind
-def attention_scale_dropped(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> None:
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "scale"}
-
-    yield from _with_call({"scaled_dot_product_attention"}, change)(subject)
-
-
-@kind
-def number_follows_the_width(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """A number that came from a dense width is taken from the slim one."""
-
-    def change(node: fx.Node) -> bool | None:
-        if not isinstance(node.args[1], (int, float)):
-            return False
-        node.args = (node.args[0], node.args[1] * (3 / 4) ** 0.5)
-        return None
-
-    yield from _with_call({"mul", "truediv"}, change)(subject)
-
-
-@kind
-def order_of_dimensions(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """A permutation of dimensions is left out."""
-
-    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
-        if operation(node) not in {"transpose", "permute"}:
-            return False
-        node.replace_all_uses_with(node.args[0])
-        module.graph.erase_node(node)
-        return None
-
-    yield from _edited(subject, edit)
-
-
-@kind
-def reduced_the_wrong_dimension(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(node: fx.Node) -> None:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        wrong = (1, 2) if isinstance(dim, tuple) else -2 if dim == -1 else 0
-        node.args, node.kwargs = (node.args[0], wrong), {}
-
-    yield from _with_call({"mean", "softmax"}, change)(subject)
-
-
-@kind
-def layers_exchanged(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """A layer is run with the weights of another of the same shape."""
-
-    def shape(module: nn.Module) -> Any:
-        return type(module), [tuple(p.shape) for p in module.parameters()]
-
-    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
-        if node.op != "call_module" or not isinstance(
-            module.get_submodule(str(node.target)), (nn.Linear, nn.Conv2d)
-        ):
-            return False
-        mine = module.get_submodule(str(node.target))
-        for other in module.graph.nodes:
-            if other.op != "call_module" or other.target == node.target:
-                continue
-            if shape(module.get_submodule(str(other.target))) == shape(mine):
-                node.target = other.target
-                return None
-        return False
-
-    yield from _edited(subject, edit)
-
-
-# -- faults in the analysis: slimmed and verified with the same wrong axes -------------------------
-
-
-def _resliced(subject: Subject, analysis: Analysis, plan: Plan) -> Subject | None:
-    """The slim model that a wrong analysis leads to; None if it cannot even be built."""
-    try:
-        module = slim(subject.captured, analysis, plan)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-        return None
-    return Subject(subject.captured, analysis, plan, module)
-
-
-def _retyped(subject: Subject, change: Callable[[Axis], Axis]) -> Iterator[tuple[str, Subject]]:
-    """Wrong axes for one dimension of one tensor."""
-    for name, axes in _tensors(subject):
-        for dim, axis in enumerate(axes):
-            wrong = change(axis)
-            if wrong == axis:
-                continue
-            typed = (*axes[:dim], wrong, *axes[dim + 1 :])
-            analysis = replace(subject.analysis, tensors={**subject.analysis.tensors, name: typed})
-            found = _resliced(subject, analysis, subject.plan)
-            if found is not None and not _same_tensors(found.slim, subject.slim):
-                yield f"{name}[{dim}]", found
-
-
-def _same_tensors(left: nn.Module, right: nn.Module) -> bool:
-    pairs = zip(named_tensors(left), named_tensors(right), strict=True)
-    return all(torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
-
-
-@kind
-def pieces_in_the_wrong_order(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(axis: Axis) -> Axis:
-        return Concat(tuple(reversed(axis.parts))) if isinstance(axis, Concat) else axis
-
-    yield from _retyped(subject, change)
-
-
-@kind
-def factors_in_the_wrong_order(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    def change(axis: Axis) -> Axis:
-        match axis:
-            case Product(factors=factors):
-                return Product(tuple(reversed(factors)))
-            case Concat(parts=parts):
-                return Concat(tuple(map(change, parts)))
-            case _:
-                return axis
-
-    yield from _retyped(subject, change)
-
-
-@kind
-def coupling_missed(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """One member of a group goes its own way: as many positions, but others."""
-    for group in subject.analysis.groups:
-        kept = subject.plan.kept[group.name]
-        if len(group.members) < 2 or len(kept) == group.size:
-            continue
-        stranger = Atom(-1, group.size)
-        others = tuple(sorted((group.size - 1 - p) for p in kept))
-        if others == kept:
-            others = tuple(range(len(kept)))
-        for member in group.members:
-            axes = subject.analysis.tensors[member.tensor]
-            typed = tuple(
-                _exchanged(axis, group.atom, stranger) if dim == member.dim else axis
-                for dim, axis in enumerate(axes)
-            )
-            analysis = replace(
-                subject.analysis,
-                tensors={**subject.analysis.tensors, member.tensor: typed},
-                groups=(*subject.analysis.groups, Group("stranger", stranger, (member,))),
-            )
-            plan = Plan(
-                {**subject.plan.kept, "stranger": others},
-                {**subject.plan.sizes, "stranger": group.size},
-            )
-            found = _resliced(subject, analysis, plan)
-            if found is not None:
-                yield str(member), found
-
-
-@kind
-def frozen_positions_removed(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Positions that depend on each other, taken for free ones."""
-    places: dict[Atom, str] = {}
-    for name, axes in subject.analysis.tensors.items():
-        for axis in axes:
-            for atom in atoms(axis):
-                if atom in subject.analysis.reasons:
-                    places.setdefault(atom, name)
-    for atom, name in places.items():
-        analysis = replace(
-            subject.analysis,
-            groups=(*subject.analysis.groups, Group("frozen", atom, ())),
-        )
-        plan = Plan(
-            {**subject.plan.kept, "frozen": tuple(range(1, atom.size))},
-            {**subject.plan.sizes, "frozen": atom.size},
-        )
-        found = _resliced(subject, analysis, plan)
-        if found is not None:
-            yield f"{name}: {subject.analysis.reasons[atom].detail}", found
-
-
-def _exchanged(axis: Axis, old: Atom, new: Atom) -> Axis:
-    match axis:
-        case Atom():
-            return new if axis == old else axis
-        case Product(factors=factors):
-            return Product(tuple(_exchanged(f, old, new) for f in factors))
-        case Concat(parts=parts):
-            return Concat(tuple(_exchanged(p, old, new) for p in parts))
+def main() -> int:
+    """All mutants; the exit status is the number of those that nobody noticed, at most 100."""
+    torch.set_num_threads(1)
+    models = subjects()
+    missed = total = 0
+    print(f"{'kind of fault':<40}{'noticed':>8}{'of':>8}")
+    for name in KINDS:
+        results = [noticed(mutant) for model in models for mutant in mutants(model, name)]
+        print(f"{name:<40}{sum(results):>8}{len(results):>8}", flush=True)
+        total += len(results)
+        missed += len(results) - sum(results)
+    print(f"{'all ' + str(len(KINDS)) + ' kinds':<40}{total - missed:>8}{total:>8}")
+    return min(100, missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

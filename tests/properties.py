@@ -244,7 +244,7 @@ def close(want: Tensor, got: Tensor, what: str) -> None:
     assert want.shape == got.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
     if want.numel() == 0:
         return
-    if not want.is_floating_point():
+    if not (want.is_floating_point() or want.is_complex()):
         assert torch.equal(want, got), f"{what}: other values"
         return
     scale = max(1e-6, float(want.detach().abs().max()))
@@ -290,14 +290,15 @@ MIXING = frozenset(
     """
     conv1d conv2d conv3d conv_transpose2d linear matmul bmm mm einsum sum
     norm linalg_vector_norm normalize scaled_dot_product_attention layer_norm group_norm rms_norm weight_norm
-    mean var std var_mean std_mean amax amin lstm gru rnn_tanh lstm_cell gru_cell
+    mean var std var_mean std_mean amax amin cosine_similarity
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
     """.split()  # noqa: SIM905  (a list of names reads better in rows)
 )
 # Copies and tensors of equal numbers have free axes that nothing flows into: it starts there.
 CREATING = frozenset(
     """
     zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
-    expand expand_as broadcast_to repeat_interleave
+    expand expand_as broadcast_to repeat_interleave masked_fill
     """.split()  # noqa: SIM905
 )
 
@@ -326,7 +327,9 @@ def _taint(case: Case, group: Group, position: int) -> None:
     for mine, theirs in zip(module.graph.nodes, tainted.graph.nodes, strict=True):
         with torch.no_grad():
             good = clean.env[mine] = clean.run_node(mine)
-            bad = dirty.env[theirs] = dirty.run_node(theirs)
+            # Copies that share memory, as `expand` makes them, could not be washed one by one.
+            bad = tree_map_only(Tensor, _apart, dirty.run_node(theirs))
+            dirty.env[theirs] = bad
         if mine.op == "output":
             continue
         what = f"NaN at position {position} of {group.name}, at {mine.name}"
@@ -335,8 +338,6 @@ def _taint(case: Case, group: Group, position: int) -> None:
             if not got.is_floating_point():
                 continue
             spot = predicted(tuple(got.shape), axes, group, position)
-            if 0 in got.stride():  # copies that share memory: an expanded tensor is one result
-                got = dirty.env[theirs] = got.clone()
             if _name(mine) in CREATING or _mixes(module, mine):
                 got.masked_fill_(spot, float("nan"))
             found = got.isnan()
@@ -345,6 +346,10 @@ def _taint(case: Case, group: Group, position: int) -> None:
                 got[found & ~spot] = want[found & ~spot]
             else:
                 assert not bool((found & ~spot).any()), f"{what}: spread further"
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    return tensor.clone() if 0 in tensor.stride() else tensor
 
 
 def predicted(shape: tuple[int, ...], axes: Axes, group: Group, position: int) -> Tensor:

@@ -14,7 +14,7 @@ from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, f
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
-from fxprune.solver import Problem, Solution, Solver, front
+from fxprune.solver import Problem, Solution, Solver, front, measure
 
 CostTables = Callable[[Choices], Tables]
 
@@ -107,10 +107,11 @@ class Allocator:
         return tuple(map(_dense, self.costs))
 
     def smallest(self) -> Allocation:
-        """Every group at its smallest width."""
-        solution = self.solver.at(self.problem.budgets)
+        """The best at no more than what every group at its smallest width costs."""
         narrowest = dict.fromkeys(self.choices.domains, 0)
-        return self._read(solution, narrowest)
+        _, use = measure(self.problem, narrowest)
+        solution = self.solver.at(use)
+        return self._read(solution, solution.assignment)
 
     def _read(self, solution: Solution, options: Mapping[str, int]) -> Allocation:
         if not options:

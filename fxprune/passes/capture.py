@@ -8,7 +8,8 @@ No later pass asks how the model was captured. The model that was handed in is n
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +60,19 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     check_model(model)
     args, kwargs = cloned(normal_inputs(example_inputs))
     original = copied(model).eval()
-    expected = run_once(original, args, kwargs)
+    with buffers_restored(original):
+        expected = run_once(original, args, kwargs)
+    if not tensors(expected):
+        raise InputError(
+            f"{type(model).__name__} returns no tensor", fix="Return what the model computes"
+        )
     failures: list[str] = []
     opaque: Captured | None = None
     for name, way in (("symbolic_trace", capture_by_tracing), ("torch.export", capture_by_export)):
         try:
             module, inputs = way(original, args, kwargs)
-            difference = first_difference(expected, call_quietly(module, inputs))
+            with buffers_restored(module):
+                difference = first_difference(expected, call_quietly(module, inputs))
         except InputError:
             raise
         except Exception as error:  # any failure of a tracer is a reason to try the next one
@@ -90,6 +97,8 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
 
 def check_model(model: nn.Module) -> None:
     """Refuse early what no pass could work on."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("fxprune runs under torch.inference_mode", fix="Call it outside of that")
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model is a {type(model).__name__}, not a torch.nn.Module",
@@ -149,9 +158,28 @@ def normal_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[
             f"example_inputs is a {type(example_inputs).__name__}",
             fix="Pass a tensor, a tuple of arguments or a dict of keyword arguments",
         )
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+    found = tensors((args, kwargs))
+    if not found:
         raise InputError("example_inputs holds no tensor", fix="Pass what the model is called with")
+    for tensor in found:
+        if tensor.numel() == 0:
+            raise InputError(
+                f"example_inputs holds an empty tensor of shape {tuple(tensor.shape)}",
+                fix="Pass at least one sample",
+            )
     return args, kwargs
+
+
+@contextmanager
+def buffers_restored(module: nn.Module) -> Iterator[None]:
+    """Undo what running `module` writes into its buffers, as counters in `forward` do."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def cloned(inputs: Any) -> Any:
@@ -206,7 +234,8 @@ def first_difference(expected: Any, found: Any) -> str | None:
             return f"output {index} has shape {tuple(theirs.shape)} instead of {tuple(mine.shape)}"
         loose = mine.dtype in (torch.float16, torch.bfloat16)
         tolerance = 1e-2 if loose else 1e-4
-        scale = float(mine.abs().max()) if mine.numel() else 0.0
+        finite = mine[torch.isfinite(mine)] if mine.is_floating_point() else mine
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
         close = torch.allclose(
             mine.double(), theirs.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,10 +62,12 @@ def capture_by_export(
             f"argument {nested[0]!r} is a {type(inputs[nested[0]]).__name__}",
             fix="torch.export capture takes tensors as arguments; pass its entries one by one",
         )
-    wide = {name: _two_samples(value) for name, value in inputs.items()}
+    single = all(value.shape[0] == 1 for value in inputs.values() if _has_batch(value))
+    wide = {name: _two_samples(value) if single else value for name, value in inputs.items()}
     shapes = {n: _free_batch(v) for n, v in wide.items()}
     with unfused_attention():
         program = torch.export.export(model, (), wide, dynamic_shapes=shapes, strict=False)
+    _warn_of_fixed_batch(program, shapes)
     exported = program.module(check_guards=False)
     graph = copy.deepcopy(exported.graph)
     root = copy.deepcopy(model)
@@ -91,15 +94,33 @@ def _positional(model: nn.Module) -> list[str]:
 
 def _two_samples(value: Any) -> Any:
     """Batches of one are exported as batches of two: a size of one would be baked in."""
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
+    if _has_batch(value) and value.shape[0] == 1:
         return torch.cat([value, value])
     return value
 
 
+def _has_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
 def _free_batch(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dim():
+    if _has_batch(value) and value.shape[0] > 1:
         return {0: torch.export.Dim.AUTO}
     return None
+
+
+def _warn_of_fixed_batch(program: torch.export.ExportedProgram, shapes: Mapping[str, Any]) -> None:
+    """Say so where the model's own code tied the graph to the batch size of the example."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and shapes.get(node.name) and isinstance(value, Tensor):
+            size = value.shape[0]
+            if str(size).isdigit():  # a symbol that was specialised prints as a number
+                warnings.warn(
+                    f"forward fixes the batch size of {node.name!r} at {size}, as with len(x) or "
+                    "a branch on it; the slim model takes no other",
+                    stacklevel=2,
+                )
 
 
 def _adopt_constants(root: nn.Module, exported: nn.Module, graph: fx.Graph) -> None:

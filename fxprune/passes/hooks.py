@@ -35,6 +35,9 @@ class HookWatch:
 
     def changed(self, args: Any, result: Any) -> bool:
         """Whether the module itself read or yielded anything else than the graph passes on."""
-        pairs = [*zip(tensors(args), tensors(self.seen), strict=True)]
-        pairs += zip(tensors(self.made), tensors(result), strict=True)
-        return any(mine is not theirs for mine, theirs in pairs)
+        return _differ(args, self.seen) or _differ(self.made, result)
+
+
+def _differ(mine: Any, theirs: Any) -> bool:
+    left, right = tensors(mine), tensors(theirs)
+    return len(left) != len(right) or any(a is not b for a, b in zip(left, right, strict=True))

@@ -44,6 +44,10 @@ REARRANGING = frozenset(
 )
 
 
+# Families of rules that sum over positions; see `AxisTracker._keep_summed`.
+STATISTICS = (".reduction", ".contraction", ".normalisation")
+
+
 @dataclass(frozen=True)
 class Member:
     """One dimension of one parameter or buffer that shrinks with a group."""
@@ -121,7 +125,9 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._axes: dict[int, Axes] = {}
         self._alive: list[Tensor] = []
         self._yielded: set[int] = set()
+        self._flowing: set[int] = set()
         self.writes: set[str] = set()
+        self.read: set[int] = set()
 
     def give(self, tensor: Tensor, axes: Axes) -> None:
         """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
@@ -152,6 +158,22 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._yielded.update(map(id, found))
         return found
 
+    def flow(self, values: Iterable[Tensor]) -> None:
+        """These tensors depend on an input of the model."""
+        self._flowing.update(map(id, values))
+
+    def _keep_summed(self, op: Op, results: Iterable[Axes]) -> None:
+        """A statistic of parameters alone is taken of all their positions, whatever stays."""
+        left = {
+            atom for axes in results for axis in axes for atom in atoms(self.unifier.resolve(axis))
+        }
+        reason = op.reason("a statistic of parameters is taken over these positions")
+        for tensor in tensors([op.args, op.kwargs]):
+            for axis in self.resolved(tensor):
+                for atom in atoms(axis):
+                    if atom not in left:
+                        self.unifier.freeze(atom, reason)
+
     def axes_of(self, tensor: Tensor) -> Axes:
         """The axes of `tensor`; one that nobody has seen before is a constant and stays."""
         if id(tensor) not in self._axes:
@@ -178,6 +200,7 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self.read.update(map(id, tensors([args, kwargs])))
         if func._schema.is_mutable:
             self.writes.add(self.node)
         results = tensors(out)
@@ -193,10 +216,14 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.axes_of,
                 self.contractions,
             )
-            found = RULES.find(func)(op)
-            for result, axes in zip(
-                results, found if isinstance(found, list) else [found], strict=True
-            ):
+            rule = RULES.find(func)
+            found = rule(op)
+            typed = found if isinstance(found, list) else [found]
+            if not self._flowing.isdisjoint(map(id, tensors([args, kwargs]))):
+                self.flow(results)
+            elif rule.__module__.endswith(STATISTICS):
+                self._keep_summed(op, typed)
+            for result, axes in zip(results, typed, strict=True):
                 if tuple(axis.size for axis in axes) != tuple(result.shape):
                     raise AssertionError(
                         f"rule of {func}: {axes} for a result {tuple(result.shape)}"
@@ -241,6 +268,7 @@ class _TypedInterpreter(fx.Interpreter):
         for tensor in tensors(value):
             reason = Reason("input", str(target), "a dimension of the model's input")
             fresh = self.tracker.unifier.fresh
+            self.tracker.flow([tensor])
             self.tracker.give(tensor, tuple(fresh(size, reason) for size in tensor.shape))
         return value
 
@@ -305,6 +333,9 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _collect(
     tracker: AxisTracker, interpreter: _TypedInterpreter, state: Mapping[str, Tensor]
 ) -> Analysis:
+    for name, tensor in state.items():
+        if id(tensor) not in tracker.read:
+            tracker.freeze(tensor, Reason("unused", name, "nothing in the graph reads it"))
     typed = {name: tracker.resolved(tensor) for name, tensor in state.items()}
     values = {
         node: tuple(tracker.resolved(t) for t in found)

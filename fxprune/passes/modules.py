@@ -7,7 +7,6 @@ widths.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +126,3 @@ def reduces(node: fx.Node) -> bool:
         packet = getattr(node.target, "overloadpacket", node.target)
         return getattr(packet, "__name__", "") in REDUCTIONS
     return node.op == "call_method" and node.target in REDUCTIONS
-
-
-def is_getitem(node: fx.Node) -> bool:
-    """Whether `node` indexes a value with `[]`."""
-    return node.op == "call_function" and node.target is operator.getitem

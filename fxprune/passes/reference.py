@@ -17,7 +17,11 @@ from fxprune.passes.slimming import Kept
 
 
 class MaskedInterpreter(fx.Interpreter):
-    """Interprets a captured model, and zeroes removed positions of parameters and results."""
+    """Interprets a captured model, and zeroes removed positions of whatever follows its inputs.
+
+    Parameters, and what is computed from parameters alone, stay as they are: a weight that is
+    divided by its own norm would come out larger if part of it were zero.
+    """
 
     def __init__(
         self, module: fx.GraphModule, analysis: Analysis, kept: Kept, inputs: Sequence[Any]
@@ -27,17 +31,16 @@ class MaskedInterpreter(fx.Interpreter):
         self.args_iter = iter(inputs)
         self._analysis = analysis
         self._kept = kept
+        self._flowing = _following_inputs(module.graph)
         self._last_use = {u: n for n in module.graph.nodes for u in n.all_input_nodes}
 
     def step(self, node: fx.Node) -> Any:
         """Run one node, whose inputs have run, and mask what it yields."""
-        self._mask_parameters(node)
         result = self.run_node(node)
-        masked = {
-            id(tensor): self.mask(tensor, axes)
-            for tensor, axes in zip(tensors(result), self._analysis.values[node.name], strict=True)
-        }
-        result = torch.utils._pytree.tree_map_only(Tensor, lambda t: masked[id(t)], result)
+        if node in self._flowing:
+            values = zip(tensors(result), self._analysis.values[node.name], strict=True)
+            masked = {id(tensor): self.mask(tensor, axes) for tensor, axes in values}
+            result = torch.utils._pytree.tree_map_only(Tensor, lambda t: masked[id(t)], result)
         self.env[node] = result
         for used in node.all_input_nodes:
             if self._last_use[used] is node:
@@ -90,20 +93,6 @@ class MaskedInterpreter(fx.Interpreter):
                 tensor.index_fill_(dim, index, 0)
         return tensor
 
-    def _mask_parameters(self, node: fx.Node) -> None:
-        """Zero removed positions of the tensors that `node` uses, once."""
-        if node.op == "get_attr":
-            names = [str(node.target)]
-        elif node.op == "call_module":
-            module = self.submodules[str(node.target)]
-            names = [f"{node.target}.{leaf}" for leaf, _ in _own_tensors(module)]
-        else:
-            return
-        for name in names:
-            axes = self._analysis.tensors.get(name)
-            if axes is not None:
-                self.mask(self.fetch_attr(name), axes)
-
     def _normalise(self, node: fx.Node, value: Tensor, axes: Axes) -> Tensor:
         if node.op == "call_module":
             module = self.submodules[str(node.target)]
@@ -153,8 +142,13 @@ class MaskedInterpreter(fx.Interpreter):
         return present
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+def _following_inputs(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes that depend on an input of the model."""
+    following: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not following.isdisjoint(node.all_input_nodes):
+            following.add(node)
+    return frozenset(following)
 
 
 def _standardised(

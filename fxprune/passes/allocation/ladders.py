@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -92,8 +92,3 @@ def _check_patterns(analysis: Analysis, ignore: Sequence[str]) -> None:
                 f"ignore={pattern!r} matches no module or parameter",
                 fix=f"Names look like {next(iter(analysis.tensors), 'layer1.conv.weight')!r}",
             )
-
-
-def dense_plan_sizes(ladders: Mapping[Atom, Ladder]) -> dict[str, int]:
-    """Dense size of every group, by name."""
-    return {ladder.group.name: ladder.group.size for ladder in ladders.values()}

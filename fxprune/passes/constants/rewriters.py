@@ -50,10 +50,11 @@ def _dense_numbers(scope: Scope, node: fx.Node) -> None:
     """Numbers that a tensor operation takes from a changed size keep their dense value."""
     for used in node.all_input_nodes:
         if used in scope.width_dependent:
-            dense = scope.number(used)
+            with scope.graph.inserting_before(node):
+                dense = scope.dense_number(used)
             replace = lambda n, used=used, dense=dense: dense if n is used else n  # noqa: E731
-            node.args = fx.map_arg(node.args, replace)
-            node.kwargs = fx.map_arg(node.kwargs, replace)
+            node.args = fx.node.map_aggregate(node.args, replace)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, replace)
 
 
 def shape_argument(

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -117,6 +117,62 @@ class Scope:
         args = fx.node.map_aggregate(value.args, self.slim_number)
         assert callable(value.target)
         return value.target(*args)
+
+    def dense_number(self, value: Any) -> Any:
+        """`value` as the dense model computes it, written where the graph inserts now.
+
+        Sizes that change are constants in it; those that vary with the input are still computed.
+        """
+        if not isinstance(value, fx.Node) or value not in self.width_dependent:
+            return value
+        source = value.args[0] if value.args else None
+        axes = self.analysis.values.get(source.name) if isinstance(source, fx.Node) else None
+        if axes:
+            return self._dense_query(value, axes[0])
+        args = fx.node.map_aggregate(value.args, self.dense_number)
+        if value.op == "call_function" and callable(value.target) and not _nodes(args):
+            return value.target(*args)
+        if value.target is operator.getitem and isinstance(args[0], tuple):
+            return operator.getitem(args[0], cast(Any, args[1]))
+        return self.graph.create_node(value.op, value.target, args, dict(value.kwargs))
+
+    def _dense_query(self, query: fx.Node, axes: Axes) -> Any:
+        """What the dense model answers to `x.size(1)`, `x.shape`, `x.numel()`, `len(x)`."""
+        dim = query.args[1] if len(query.args) > 1 else query.kwargs.get("dim")
+        match operation(query):
+            case "size" | "sym_size" if isinstance(dim, int):
+                return self._dense_size(query.args[0], dim, axes[dim])
+            case "len":
+                return self._dense_size(query.args[0], 0, axes[0])
+            case "size" | "getattr":
+                return tuple(self._dense_size(query.args[0], d, a) for d, a in enumerate(axes))
+            case "numel" | "nelement":
+                count: Any = 1
+                for d, axis in enumerate(axes):
+                    size = self._dense_size(query.args[0], d, axis)
+                    both = isinstance(count, int) and isinstance(size, int)
+                    factors = (count, size)
+                    count = (
+                        count * size if both else self.graph.call_function(operator.mul, factors)
+                    )
+                return count
+            case _:
+                return self.number(query)
+
+    def _dense_size(self, tensor: Any, dim: int, axis: Axis) -> Any:
+        if self.kept.touches(axis) and not self.follows_input(axis):
+            return axis.size
+        size = self.graph.call_method("size", (tensor, dim))
+        if not self.kept.touches(axis):
+            return size
+        scaled = self.graph.call_function(operator.mul, (size, axis.size))
+        return self.graph.call_function(operator.floordiv, (scaled, self.kept.size(axis)))
+
+
+def _nodes(values: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(values, found.append)
+    return found
 
 
 def _width_dependent(scope: Scope) -> set[fx.Node]:

@@ -63,7 +63,9 @@ def taylor(
     for inputs, targets in stream:
         if done == limit:
             break
-        changes = _changes(_loss(model, inputs, targets, loss, device, done), parameters)
+        with torch.enable_grad():
+            value = _loss(model, inputs, targets, loss, device, done)
+        changes = _changes(value, parameters)
         for name in names & changes.keys():
             change = changes[name]
             matrix = np.abs(change.reshape(*change.shape[:2], -1).sum(axis=2))
@@ -74,6 +76,10 @@ def taylor(
         done += 1
         if step is not None:
             step(done)
+    if not any(score.any() for score in scores.values()):
+        raise InputError(
+            "No weight changes the loss on this data", fix="Check that loss and targets fit"
+        )
     mean = {name: total / done for name, total in weights.items()}
     return by_score(mean, {atom: total / done for atom, total in scores.items()})
 
@@ -85,6 +91,8 @@ def _loss(
     try:
         outputs = model(*arguments)
         value = loss(outputs, batches.on_device(targets, device))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"The model or the loss does not take the data: {type(error).__name__}: {error}",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
-from fxprune.axes import ONE, Axes, Axis, Reason, Unifier, product
+from fxprune.axes import ONE, Axes, Axis, Reason, Unifier
 
 Outputs = Axes | list[Axes]
 Rule = Callable[["Op"], Outputs]
@@ -167,8 +167,3 @@ def unknown(op: Op) -> Outputs:
         tuple(op.frozen(size, "no typing rule for this operator") for size in result.shape)
         for result in tensors(op.out)
     ]
-
-
-def merged(axes: Sequence[Axis]) -> Axis:
-    """Several neighbouring dimensions as one."""
-    return product(axes)

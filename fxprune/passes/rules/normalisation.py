@@ -31,6 +31,9 @@ def batch_norm(op: Op) -> Outputs:
     axes = op.axes(value)
     for vector in vectors:
         op.unify(axes[1], op.axes(vector)[0])
+    if any(argument is True for argument in op.args[3:6]):
+        for axis in (axes[0], *axes[2:]):
+            op.freeze(axis, "statistics of a batch norm in training mode")
     statistics = [
         (axes[1],)
         if tuple(t.shape) == (axes[1].size,)
@@ -74,6 +77,9 @@ def weight_norm(op: Op) -> Outputs:
     direction, magnitude = op.axes(op.args[0]), op.axes(op.args[1])
     dim = op.arg(2, "dim", 0)
     op.unify(direction[dim], magnitude[dim])
+    for place, axis in enumerate(direction):
+        if place != dim % len(direction):
+            op.freeze(axis, "weights are divided by a norm over these positions")
     return [direction, *(magnitude for _ in tensors(op.out)[1:])]
 
 

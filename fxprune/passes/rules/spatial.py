@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.axes import Axis
+from fxprune.axes import Axis, product
 from fxprune.passes.rules.base import Op, Outputs, rule, tensors
 
 MIXED = "places mixed by pooling, padding or resampling"
@@ -92,14 +92,8 @@ def pixel_shuffle(op: Op) -> Outputs:
         result = kept
     else:
         within = op.frozen(factor * factor, "places folded into channels")
-        result = op.unifier.resolve(_times(channels, within))
+        result = op.unifier.resolve(product((channels, within)))
     return (*lead, result, op.frozen(out[-2], MIXED), op.frozen(out[-1], MIXED))
-
-
-def _times(left: Axis, right: Axis) -> Axis:
-    from fxprune.axes import product
-
-    return product((left, right))
 
 
 @rule("roll", "flip")

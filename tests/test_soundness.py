@@ -1,0 +1,151 @@
+"""Networks that a weaker check would let pass: removing what adds nothing must change nothing."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import fxprune
+from fxprune.passes.capture import capture
+from fxprune.passes.infer import infer
+from fxprune.passes.slim import slim
+from fxprune.passes.verify import verify
+
+DEAD = -1e4  # a bias that no input overcomes: the channel is zero behind a ReLU
+
+
+def without_every_second_channel(model, x):
+    captured = capture(model, x)
+    analysis = infer(captured)
+    plan = fxprune.Plan(
+        {g.name: tuple(range(0, g.size, 2)) for g in analysis.groups},
+        {g.name: g.size for g in analysis.groups},
+    )
+    module = slim(captured, analysis, plan)
+    verify(captured, analysis, plan, module)
+    return module
+
+
+class Standardised(nn.Module):
+    """A weight that is computed from another one."""
+
+    def __init__(self, compute):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.weight, self.compute = nn.Parameter(torch.randn(3, 8)), compute
+
+    def forward(self, x):
+        return F.linear(F.relu(self.first(x)), self.compute(self.weight))
+
+
+def sequence(wrap):
+    return nn.Sequential(wrap(nn.Linear(4, 8)), nn.ReLU(), wrap(nn.Linear(8, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sequence(lambda layer: layer),
+        lambda: sequence(parametrizations.weight_norm),
+        lambda: sequence(parametrizations.spectral_norm),
+        lambda: Standardised(lambda w: F.normalize(w, dim=1)),
+        lambda: Standardised(lambda w: (w - w.mean(1, True)) / w.std(1, keepdim=True)),
+        lambda: Standardised(lambda w: w / w.abs().sum()),
+        lambda: Standardised(lambda w: w - F.batch_norm(w[None], None, None, training=True)[0]),
+    ],
+)
+def test_removing_dead_channels_changes_nothing(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    first = model[0] if isinstance(model, nn.Sequential) else model.first
+    first.bias.data[1::2] = DEAD
+    x = torch.randn(5, 4)
+    module = without_every_second_channel(model, x)
+    torch.testing.assert_close(module(x), model(x))
+
+
+class Scaled(nn.Module):
+    """Divides by a number that depends on the batch and on a width."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.count = count
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        return self.last(y) * 100 / self.count(y)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda y: y.numel(),
+        lambda y: y.shape[0] * y.shape[1],
+        lambda y: y.size(1) ** 0.5,
+        lambda y: y.flatten().shape[0],
+    ],
+)
+def test_numbers_from_sizes_follow_the_batch_but_not_the_width(count):
+    torch.manual_seed(0)
+    model = Scaled(count).eval()
+    model.first.bias.data[1::2] = DEAD
+    module = without_every_second_channel(model, torch.randn(2, 3, 4, 4))
+    assert module.first.out_channels == 4
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 4, 4)
+        torch.testing.assert_close(module(x), model(x))
+
+
+def test_a_batch_size_that_export_has_to_fix_is_told():
+    model = Scaled(lambda y: len(y) * y.size()[1]).eval()
+    with pytest.warns(UserWarning, match="fixes the batch size of 'x' at 2"):
+        capture(model, torch.randn(2, 3, 4, 4))
+
+
+def test_counters_in_forward_are_not_advanced_by_looking_at_the_model():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return self.layer(x) + self.calls
+
+    model = Counting()
+    captured = capture(model, torch.randn(2, 4))
+    assert model.calls == 0
+    assert captured.module.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (nn.Conv2d(3, 4, 1), torch.randn(0, 3, 4, 4), "empty tensor"),
+        (
+            type("Silent", (nn.Module,), {"forward": lambda self, x: None})(),
+            torch.ones(1),
+            "no ten",
+        ),
+    ],
+)
+def test_models_and_inputs_that_say_nothing_are_refused(model, inputs, message):
+    with pytest.raises(fxprune.InputError, match=message):
+        capture(model, inputs)
+
+
+def test_the_default_loss_refuses_regression_targets():
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    data = [(torch.randn(8, 4), torch.randn(8, 1))]
+    with pytest.raises(fxprune.InputError, match="class numbers"):
+        fxprune.optimize(model, "50% MACs", data=data, progress=False)
+
+
+def test_a_stream_of_data_is_not_used_up_by_looking_at_its_first_batch():
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    stream = ((torch.randn(8, 4), torch.arange(8) % 2) for _ in range(1))
+    module = fxprune.optimize(model, "70% MACs", data=stream, multiple_of=1, progress=False)
+    assert module(torch.randn(3, 4)).shape == (3, 2)
