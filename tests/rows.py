@@ -104,8 +104,10 @@ def along(rng: random.Random, shape: Shape) -> nn.Module | None:
 
 
 @row(3, 2, 1)
-def norm_by_hand(rng: random.Random, shape: Shape) -> nn.Module:
+def norm_by_hand(rng: random.Random, shape: Shape) -> nn.Module | None:
     dim = 1 if len(shape) == 3 else -1
+    if (shape[0] if dim == 1 else shape[-1]) < 2:
+        return None
     style = rng.choice(["layer", "layer", "rms", "unit", "unbiased"])
     return plain.NormByHand(shape[0] if dim == 1 else shape[-1], dim, len(shape), style)
 

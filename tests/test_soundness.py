@@ -104,6 +104,17 @@ def test_a_batch_size_that_export_has_to_fix_is_told():
         capture(model, torch.randn(2, 3, 4, 4))
 
 
+def test_a_module_kept_whole_for_its_training_mode_hides_no_shapes():
+    class Folding(nn.Module):
+        def forward(self, x):
+            return x if self.training else x.view(-1, 2, 4).sum(1)
+
+    model = nn.Sequential(nn.Linear(3, 8), Folding(), nn.Linear(4, 2)).eval()
+    analysis = infer(capture(model, torch.randn(5, 3)))
+    assert analysis.groups == ()
+    assert any("out of sight" in str(reason) for reason in analysis.reasons.values())
+
+
 def test_counters_in_forward_are_not_advanced_by_looking_at_the_model():
     class Counting(nn.Module):
         def __init__(self):

@@ -35,7 +35,7 @@ from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
 from fxprune.passes.hooks import HookWatch
 from fxprune.passes.modules import is_resizable, renormalises
-from fxprune.passes.rules import RULES, Contraction, Op, tensors
+from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
 from fxprune.passes.trace import is_opaque, unfused_attention
 
 # Operators that change the dimensions of the tensor they are called on.
@@ -126,6 +126,8 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Tensor] = []
         self._yielded: set[int] = set()
         self._flowing: set[int] = set()
+        self.mixing: list[str] = []
+        """Calls of the present node that are not pointwise."""
         self.writes: set[str] = set()
         self.read: set[int] = set()
 
@@ -217,6 +219,8 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.contractions,
             )
             rule = RULES.find(func)
+            if rule is not broadcast:
+                self.mixing.append(str(func))
             found = rule(op)
             typed = found if isinstance(found, list) else [found]
             if not self._flowing.isdisjoint(map(id, tensors([args, kwargs]))):
@@ -247,6 +251,7 @@ class _TypedInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.tracker.node = n.name
+        self.tracker.mixing.clear()
         self.tracker.renormalises = renormalises(self.submodules, n)
         result = super().run_node(n)
         if n.op == "call_function" and is_opaque(self.submodules, n):
@@ -280,6 +285,13 @@ class _TypedInterpreter(fx.Interpreter):
             reason = Reason("hook", str(target), f"a forward hook changes what {target} works on")
             self.tracker.freeze([args, kwargs, result, hooks.seen, hooks.made], reason)
             self.tracker.freeze([*module.parameters(), *module.buffers()], reason)
+        if not type(module).__module__.startswith("torch.nn") and self.tracker.mixing:
+            reason = Reason(
+                type(module).__name__,
+                str(target),
+                f"{target} calls {self.tracker.mixing[0]} out of sight",
+            )
+            self.tracker.freeze([args, kwargs, result], reason)
         if not is_resizable(module):
             kind = type(module).__name__
             reason = Reason(kind, str(target), f"{kind} is a module that cannot be resized")

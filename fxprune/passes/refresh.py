@@ -54,6 +54,8 @@ def _with_noise(module: nn.Module, seed: int) -> Iterator[tuple[tuple[str, Tenso
 def _cycle(pool: Tensor, start: int, count: int) -> Tensor:
     """`count` numbers from `pool`, round and round. Its length is prime, so that no row of a weight
     equals another; drawing every number would take most of the time of a verification."""
+    if start + count <= len(pool):
+        return pool[start : start + count]
     rounds = -(-(start + count) // len(pool))
     return pool.repeat(rounds)[start : start + count]
 

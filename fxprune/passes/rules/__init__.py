@@ -11,6 +11,6 @@ from fxprune.passes.rules import (  # noqa: F401  (imported to register their ru
     spatial,
     views,
 )
-from fxprune.passes.rules.base import RULES, Contraction, Op, tensors
+from fxprune.passes.rules.base import RULES, Contraction, Op, broadcast, tensors
 
-__all__ = ["RULES", "Contraction", "Op", "tensors"]
+__all__ = ["RULES", "Contraction", "Op", "broadcast", "tensors"]
