@@ -162,7 +162,7 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def flow(self, values: Iterable[Tensor]) -> None:
         """These tensors depend on an input of the model."""
-        self._flowing.update(map(id, values))
+        self._flowing.update(map(_storage, values))
 
     def _keep_summed(self, op: Op, results: Iterable[Axes]) -> None:
         """A statistic of parameters alone is taken of all their positions, whatever stays."""
@@ -223,7 +223,9 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.mixing.append(str(func))
             found = rule(op)
             typed = found if isinstance(found, list) else [found]
-            if not self._flowing.isdisjoint(map(id, tensors([args, kwargs]))):
+            # Zeros add nothing to a sum, whichever positions stay: they are as good as an input.
+            zeros = func.overloadpacket.__name__ in ("zeros", "zeros_like", "new_zeros")
+            if zeros or not self._flowing.isdisjoint(map(_storage, tensors([args, kwargs]))):
                 self.flow(results)
             elif rule.__module__.endswith(STATISTICS):
                 self._keep_summed(op, typed)
@@ -237,6 +239,11 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self.give(result, axes)
         return out
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells the memory of `tensor` apart; views have that of what they look at."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _TypedInterpreter(fx.Interpreter):

@@ -13,6 +13,7 @@ from fxprune.axes import Axes, Axis, product
 from fxprune.passes.constants.arguments import argument, operation, set_argument
 from fxprune.passes.constants.scope import Scope
 from fxprune.passes.infer import Analysis
+from fxprune.passes.rules.pieces import stride_block
 from fxprune.passes.slimming import Kept
 
 aten = torch.ops.aten
@@ -195,10 +196,11 @@ def aten_slice(scope: Scope, node: fx.Node) -> None:
     axis = scope.source(node)[dim]
     if not scope.kept.touches(axis):
         return
-    for place, name in ((2, "start"), (3, "end")):
-        bound = argument(node, place, name)
+    given = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step"))
+    found = _slice(scope, given, axis)
+    for place, name, bound in ((2, "start", found.start), (3, "end", found.stop)):
         if bound is not None:
-            set_argument(node, place, name, _bound(scope, bound, axis))
+            set_argument(node, place, name, bound)
 
 
 @rewriter("getitem")
@@ -234,19 +236,24 @@ def _is_tensor(scope: Scope, source: fx.Node) -> bool:
 def _entry(scope: Scope, entry: Any, axis: Axis) -> Any:
     if not scope.kept.touches(axis):
         return entry
-    if isinstance(entry, slice):
-        start, stop = (
-            bound if bound is None else _bound(scope, bound, axis)
-            for bound in (entry.start, entry.stop)
+    return _slice(scope, entry, axis) if isinstance(entry, slice) else _index(scope, entry, axis)
+
+
+def _slice(scope: Scope, given: slice, axis: Axis) -> slice:
+    """`given` with bounds that count the positions that stay."""
+    dense = slice(*map(scope.number, (given.start, given.stop, given.step)))
+    start, stop, step = dense.indices(axis.size)
+    length = len(range(start, stop, step))
+    if step == 1 or length <= 1:
+        return slice(
+            given.start if given.start is None else scope.kept.before(axis, start),
+            given.stop if given.stop is None else scope.kept.before(axis, max(start, stop)),
+            given.step,
         )
-        return slice(start, stop, entry.step)
-    return _index(scope, entry, axis)
-
-
-def _bound(scope: Scope, bound: Any, axis: Axis) -> int:
-    position = scope.number(bound)
-    position = position + axis.size if position < 0 else position
-    return scope.kept.before(axis, max(0, min(position, axis.size)))
+    # Strides that stay do so whole, so the first of them has the slice's first position too.
+    block = stride_block(start, length, step, axis.size) or 0
+    first = scope.kept.before(axis, block) + start - block
+    return slice(first, scope.kept.before(axis, block + step * length), given.step)
 
 
 def _index(scope: Scope, index: Any, axis: Axis) -> Any:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fxprune.axes import Atom, project
 from fxprune.passes.infer import Analysis
@@ -39,16 +41,24 @@ def coupled_scores(elements: Mapping[str, Array], analysis: Analysis) -> dict[At
     """Absolute sum, per position of every group, of the contributions of all coupled elements.
 
     Args:
-        elements: parameter name -> signed contribution of each element, in the parameter's shape.
+        elements: parameter name -> signed contributions over the parameter's first dimensions,
+            those of a kernel's places added up.
     """
     totals = {group.atom: np.zeros(group.size) for group in analysis.groups}
     for name, values in elements.items():
-        for dim, axis in enumerate(analysis.tensors[name]):
+        for dim, axis in zip(range(values.ndim), analysis.tensors[name], strict=False):
             others = tuple(d for d in range(values.ndim) if d != dim)
             for atom, part in project(axis, values.sum(axis=others)).items():
                 if atom in totals:
                     totals[atom] = totals[atom] + part
     return {atom: np.abs(total) for atom, total in totals.items()}
+
+
+def over_places(values: Tensor) -> Array:
+    """`values` of a parameter, summed over all dimensions but the first two, in float64."""
+    if values.dim() > 2:
+        values = values.flatten(2).sum(2, dtype=torch.float64)
+    return np.asarray(values.double().cpu().numpy())
 
 
 def by_score(weights: Mapping[str, Array], scores: Mapping[Atom, Array]) -> Importance:

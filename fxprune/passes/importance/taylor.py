@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxprune import batches
 from fxprune.batches import Data
 from fxprune.errors import InputError
-from fxprune.passes.importance.base import Array, Importance, by_score, coupled_scores
+from fxprune.passes.importance.base import Array, Importance, by_score, coupled_scores, over_places
 from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import find_layers
 
@@ -67,9 +67,7 @@ def taylor(
             value = _loss(model, inputs, targets, loss, device, done)
         changes = _changes(value, parameters)
         for name in names & changes.keys():
-            change = changes[name]
-            matrix = np.abs(change.reshape(*change.shape[:2], -1).sum(axis=2))
-            weights[name] = weights.get(name, np.zeros(1)) + matrix
+            weights[name] = weights.get(name, np.zeros(1)) + np.abs(changes[name])
         # Absolute per batch: over many batches the gradient of a trained network averages to zero.
         for atom, score in coupled_scores(changes, analysis).items():
             scores[atom] += score
@@ -116,7 +114,7 @@ def _loss(
 
 
 def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
-    """`w dL/dw` of every parameter that the loss depends on."""
+    """`w dL/dw` of every parameter that the loss depends on, summed over a kernel's places."""
     gradients: Sequence[Tensor | None] = torch.autograd.grad(
         loss, list(parameters.values()), allow_unused=True
     )
@@ -124,7 +122,7 @@ def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         if gradient is None:
             continue
-        change = (parameter.detach() * gradient).double().cpu().numpy()
+        change = over_places(parameter.detach() * gradient)
         if not np.isfinite(change).all():
             raise InputError(
                 f"The gradient of {name} is not finite", fix="Look for overflow in the loss"

@@ -85,17 +85,29 @@ def _start(start: int | None, size: int) -> int:
     return min(max(start + size, 0), size) if start < 0 else min(start, size)
 
 
+def stride_block(start: int, length: int, step: int, size: int) -> int | None:
+    """Where the `length` strides begin that `start` lies in the first of; None if they do not fit.
+
+    Strides begin at multiples of `step` if they can, so that `[::2]` and `[1::2]` have the same.
+    """
+    earliest, latest = max(0, start - step + 1), min(start, size - step * length)
+    if earliest > latest:
+        return None
+    aligned = start - start % step
+    return aligned if aligned <= latest else latest
+
+
 def _strided(op: Op, axis: Axis, start: int, length: int, step: int) -> Axis:
     size = axis.size
     if length == 0:
         return concat(())
-    if step == 1:
+    if step == 1 or length == 1:
         return op.unifier.pieces(axis, (start, length, size - start - length))[1]
-    if start + step * length > size or length == 1:
-        # The last stride is cut short by the end of the axis: no product of whole strides.
+    block = stride_block(start, length, step, size)
+    if block is None:
         op.freeze(axis, "strided slice that does not divide the axis")
         return op.frozen(length, "strided slice that does not divide the axis")
-    whole = op.unifier.pieces(axis, (start, step * length, size - start - step * length))[1]
+    whole = op.unifier.pieces(axis, (block, step * length, size - block - step * length))[1]
     runs, within = op.factor(whole, (length, step))
     op.freeze(within, "positions within one stride")
     return runs
