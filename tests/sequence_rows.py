@@ -39,13 +39,13 @@ def attention(rng: random.Random, shape: Shape) -> nn.Module:
 @row(2, weight=2)
 def mlp(rng: random.Random, shape: Shape) -> nn.Module:
     channels, inner = shape[1], rng.choice([6, 8, 12])
-    plain = nn.Sequential(
+    two_layers = nn.Sequential(
         nn.Linear(channels, inner),
         nn.GELU(),
         nn.Dropout(0.1),
         nn.Linear(inner, channels, bias=rng.random() < 0.5),
     )
-    body = rng.choice([plain, sequences.SwiGlu(channels, inner, rng.random() < 0.5)])
+    body = rng.choice([two_layers, sequences.SwiGlu(channels, inner, rng.random() < 0.5)])
     norm = rng.choice([nn.LayerNorm(channels), nn.RMSNorm(channels), nn.LayerNorm(channels, 1e-6)])
     scale = torch.rand(channels) if rng.random() < 0.3 else None
     return plain.Residual(nn.Sequential(norm, body), scale)

@@ -98,6 +98,32 @@ def test_numbers_from_sizes_follow_the_batch_but_not_the_width(count):
         torch.testing.assert_close(module(x), model(x))
 
 
+class FoldedHeads(nn.Module):
+    """Attention with its heads folded into the batch, as `nn.MultiheadAttention` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 36), nn.Linear(12, 6)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, 4, 3).permute(2, 0, 3, 1, 4)
+        q, k, v = (t.reshape(b * 4, n, 3) for t in (q, k, v))
+        y = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)
+        y = y.view(b, y.shape[0] // b, n, 3).transpose(1, 2)
+        return self.out(y.reshape(b, n, 12))
+
+
+@pytest.mark.parametrize("example", [1, 2])
+def test_heads_folded_into_the_batch_do_not_fix_it(example):
+    torch.manual_seed(0)
+    module = without_every_second_channel(FoldedHeads().eval(), torch.randn(example, 5, 6))
+    assert module.out.in_features < 12
+    samples = torch.randn(4, 5, 6)
+    one_by_one = torch.cat([module(sample[None]) for sample in samples])
+    torch.testing.assert_close(module(samples), one_by_one)
+
+
 def test_a_batch_size_that_export_has_to_fix_is_told():
     model = Scaled(lambda y: len(y) * y.size()[1]).eval()
     with pytest.warns(UserWarning, match="fixes the batch size of 'x' at 2"):

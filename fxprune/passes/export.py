@@ -65,7 +65,9 @@ def capture_by_export(
     single = all(value.shape[0] == 1 for value in inputs.values() if _has_batch(value))
     wide = {name: _two_samples(value) if single else value for name, value in inputs.items()}
     shapes = {n: _free_batch(v) for n, v in wide.items()}
-    with unfused_attention():
+    with unfused_attention(), warnings.catch_warnings():
+        # nn.LSTM and nn.GRU list their weights anew in forward, which export takes for a mistake.
+        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
         program = torch.export.export(model, (), wide, dynamic_shapes=shapes, strict=False)
     _warn_of_fixed_batch(program, shapes)
     exported = program.module(check_guards=False)

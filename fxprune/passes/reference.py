@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import Axes, Axis
 from fxprune.passes.constants import argument, operation
@@ -15,12 +16,16 @@ from fxprune.passes.modules import reduces, renormalises
 from fxprune.passes.rules import tensors
 from fxprune.passes.slimming import Kept
 
+# Operators that contract positions inside, where no result shows them.
+CONTRACTING_INSIDE = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "einsum"})
+
 
 class MaskedInterpreter(fx.Interpreter):
     """Interprets a captured model, and zeroes removed positions of whatever follows its inputs.
 
     Parameters, and what is computed from parameters alone, stay as they are: a weight that is
-    divided by its own norm would come out larger if part of it were zero.
+    divided by its own norm would come out larger if part of it were zero. Only operators that
+    carry removed positions along inside get them masked, as recurrent layers do.
     """
 
     def __init__(
@@ -38,14 +43,29 @@ class MaskedInterpreter(fx.Interpreter):
         """Run one node, whose inputs have run, and mask what it yields."""
         result = self.run_node(node)
         if node in self._flowing:
-            values = zip(tensors(result), self._analysis.values[node.name], strict=True)
-            masked = {id(tensor): self.mask(tensor, axes) for tensor, axes in values}
-            result = torch.utils._pytree.tree_map_only(Tensor, lambda t: masked[id(t)], result)
+            result = self._mask_all(node, result)
         self.env[node] = result
         for used in node.all_input_nodes:
             if self._last_use[used] is node:
                 self.env.pop(used, None)
         return result
+
+    def _mask_all(self, node: fx.Node, result: Any) -> Any:
+        values = zip(tensors(result), self._analysis.values[node.name], strict=True)
+        masked = {id(tensor): self.mask(tensor, axes) for tensor, axes in values}
+        return tree_map_only(Tensor, lambda tensor: masked[id(tensor)], result)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of `n`, with parameters masked for operators that contract inside."""
+        if operation(n) not in CONTRACTING_INSIDE or n not in self._flowing:
+            return super().fetch_args_kwargs_from_env(n)
+        before = {used: self.env[used] for used in n.all_input_nodes}
+        for used, value in before.items():
+            copied = tree_map_only(Tensor, torch.clone, value)
+            self.env[used] = self._mask_all(used, copied)
+        found = super().fetch_args_kwargs_from_env(n)
+        self.env.update(before)
+        return found
 
     def run_node(self, n: fx.Node) -> Any:
         """As the node runs in the original; a norm over removed positions leaves them out."""
@@ -68,7 +88,7 @@ class MaskedInterpreter(fx.Interpreter):
             id(tensor): self._spread(tensor, of)
             for tensor, of in zip(tensors(found), self._analysis.values[node.name], strict=True)
         }
-        return torch.utils._pytree.tree_map_only(Tensor, lambda t: spread[id(t)], found)
+        return tree_map_only(Tensor, lambda t: spread[id(t)], found)
 
     def _spread(self, part: Tensor, axes: Axes) -> Tensor:
         """The inverse of restricting a tensor: zero at removed positions."""

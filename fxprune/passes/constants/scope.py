@@ -61,9 +61,18 @@ class Scope:
             for atom in atoms(axis)
         )
 
+    @cached_property
+    def _one_sample(self) -> bool:
+        places = [node for node in self.graph.nodes if node.op == "placeholder"]
+        values = [axes for node in places for axes in self.analysis.values.get(node.name, ())]
+        return any(axes[0].size == 1 for axes in values if axes)
+
     def follows_input(self, axis: Axis) -> bool:
-        """Whether `axis` holds a dimension of the model's input, whose size may vary."""
-        return any(atom in self._input_atoms for atom in atoms(axis))
+        """Whether `axis` may hold a dimension of the model's input, whose size may vary.
+
+        A batch of one leaves no trace in the axes it is folded into, so then any axis may.
+        """
+        return self._one_sample or any(atom in self._input_atoms for atom in atoms(axis))
 
     def sizes(self, node: fx.Node, shape: Sequence[Any], axes: Axes) -> tuple[Any, ...]:
         """`shape`, an argument of `node`, with the sizes that `axes` have in the slim model."""
