@@ -1,4 +1,4 @@
-"""The decision as plain data: which positions of every group stay.
+"""The decision as plain data: which positions of every group stay, and which blocks go.
 
 A plan is made on one model and can be replayed on any model with the same groups, whatever its
 weights.  It travels as JSON; nothing in it can run code.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from fxprune import plain
@@ -26,6 +27,7 @@ class Plan:
         sizes: group name -> how many positions the dense model has; the same names as `kept`.
         meta: where the plan comes from (versions, backend, budget); plain JSON values.
         version: of this format.
+        dropped: residual blocks that go, by the node of their addition.
 
     Raises:
         PlanMismatch: the parts do not fit together; the message gives the path of the first.
@@ -35,6 +37,7 @@ class Plan:
     sizes: Mapping[str, int]
     meta: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -42,12 +45,16 @@ class Plan:
         # Own copies, in one order: the caller's mappings may change later, the plan may not.
         object.__setattr__(self, "kept", {k: tuple(v) for k, v in sorted(self.kept.items())})
         object.__setattr__(self, "sizes", dict(sorted(self.sizes.items())))
+        object.__setattr__(self, "dropped", tuple(sorted(self.dropped)))
         object.__setattr__(self, "meta", plain.to_plain(self.meta))
         for name in sorted(self.kept.keys() ^ self.sizes.keys()):
             missing = "sizes" if name in self.kept else "kept"
             raise _refused(f"{missing}.{name}", "is missing")
         for name, positions in self.kept.items():
             _check_group(name, positions, self.sizes[name])
+        for before, after in pairwise(self.dropped):
+            if before == after:
+                raise _refused("dropped", f"names {after!r} twice")
         _check_plain(self.meta, "meta")
 
     @property

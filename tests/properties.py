@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.axes import Atom, Axes, atoms, kept_positions
+from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.infer import Analysis, Group, infer, named_tensors
 from fxprune.passes.rules import tensors
@@ -190,6 +191,20 @@ def names_stay(case: Case) -> None:
     assert captured.keys() == slim.keys(), f"lost: {sorted(captured.keys() - slim.keys())}"
 
 
+def blocks_can_be_dropped(case: Case) -> None:
+    """Without some of its residual blocks the model is the original with their branches at zero."""
+    blocks = find_blocks(case.captured.module, case.analysis)
+    dropped = tuple(block.addition for block in blocks if case.rng.random() < 0.6)
+    plan = replace(random_plan(case.analysis, case.rng), dropped=dropped)
+    module = slim(case.captured, case.analysis, plan)
+    verify(case.captured, case.analysis, plan, module)
+    left = dict(named_tensors(module))
+    for block in blocks:
+        gone = block.addition in dropped
+        assert all((name not in left) == gone for name in block.tensors), f"tensors of {block}"
+    outputs(module, case.samples(3))
+
+
 CHECKS: Mapping[str, Callable[[Case], None]] = {
     "identity": keeping_everything_changes_no_bit,
     "narrowest": one_position_of_each_group_is_enough,
@@ -199,6 +214,7 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
     "training": slim_trains,
     "batch": slim_takes_any_batch,
     "names": names_stay,
+    "blocks": blocks_can_be_dropped,
 }
 
 
@@ -300,11 +316,11 @@ MIXING = frozenset(
     lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
     """.split()  # noqa: SIM905  (a list of names reads better in rows)
 )
-# Copies and tensors of equal numbers have free axes that nothing flows into: it starts there.
+# Copies, padding and tensors of equal numbers have places that nothing flows into: it starts there.
 CREATING = frozenset(
     """
     zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
-    expand expand_as broadcast_to repeat_interleave masked_fill
+    expand expand_as broadcast_to repeat_interleave masked_fill unfold
     """.split()  # noqa: SIM905
 )
 

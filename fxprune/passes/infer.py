@@ -89,6 +89,8 @@ class Analysis:
         reasons: why frozen atoms are frozen.
         contractions: every multiply-accumulate of the model.
         writes: nodes that change a tensor in place, and so matter even if nobody uses their result.
+        storages: for every tensor in the result of a node, what tells its memory apart.
+        dtypes: of every tensor in the result of a node.
     """
 
     groups: tuple[Group, ...]
@@ -98,6 +100,8 @@ class Analysis:
     reasons: Mapping[Atom, Reason]
     contractions: tuple[Contraction, ...]
     writes: frozenset[str]
+    storages: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, tuple[torch.dtype, ...]]
     _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -378,6 +382,8 @@ def _collect(
         reasons=reasons,
         contractions=contractions,
         writes=frozenset(tracker.writes),
+        storages={n: tuple(map(_storage, found)) for n, found in interpreter.values.items()},
+        dtypes={n: tuple(t.dtype for t in found) for n, found in interpreter.values.items()},
     )
 
 

@@ -1,8 +1,8 @@
-"""The masked original: the dense model with every removed position held at zero."""
+"""The masked original: the dense model with all that was removed from it held at zero."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import Axes, Axis
+from fxprune.passes.blocks import Block
 from fxprune.passes.constants import argument, operation
 from fxprune.passes.infer import Analysis
 from fxprune.passes.modules import reduces, renormalises
@@ -29,18 +30,27 @@ class MaskedInterpreter(fx.Interpreter):
     """
 
     def __init__(
-        self, module: fx.GraphModule, analysis: Analysis, kept: Kept, inputs: Sequence[Any]
+        self,
+        module: fx.GraphModule,
+        analysis: Analysis,
+        kept: Kept,
+        dropped: Iterable[Block],
+        inputs: Sequence[Any],
     ) -> None:
         super().__init__(module)
         self.extra_traceback = False
         self.args_iter = iter(inputs)
         self._analysis = analysis
         self._kept = kept
+        self._zeroed = {block.addition: block.branch for block in dropped}
         self._flowing = _following_inputs(module.graph)
         self._last_use = {u: n for n in module.graph.nodes for u in n.all_input_nodes}
 
     def step(self, node: fx.Node) -> Any:
         """Run one node, whose inputs have run, and mask what it yields."""
+        if node.name in self._zeroed:
+            (branch,) = (n for n in node.all_input_nodes if n.name == self._zeroed[node.name])
+            self.env[branch] = torch.zeros_like(self.env[branch])
         result = self.run_node(node)
         if node in self._flowing:
             result = self._mask_all(node, result)

@@ -87,12 +87,12 @@ def calibrate_batch_norm(
     # The floor keeps single-pixel batches, which have no variance, from blowing the signal up.
     variance = value.var(dims, correction=0)
     variance = variance + 0.1 * variance.mean() + 1e-3
-    twin = candidate.submodules[str(node.target)]
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    twin = candidate.submodules.get(str(node.target))
+    if twin is None:  # the block that it belongs to was dropped
+        return
     axes = analysis.values[source.name][0][1:2]
-    for mine, theirs, statistic in (
-        (norm.running_mean, twin.running_mean, mean),
-        (norm.running_var, twin.running_var, variance),
-    ):
-        mine.copy_(statistic)
+    for theirs, statistic in ((twin.running_mean, mean), (twin.running_var, variance)):
         assert isinstance(theirs, Tensor)
         theirs.copy_(kept.restrict(statistic, axes))

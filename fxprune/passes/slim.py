@@ -1,4 +1,4 @@
-"""Slimming: rewrite a captured model so that only the kept positions of every group remain."""
+"""Slimming: rewrite a captured model so that only what the plan keeps of it remains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.axes import Axes
+from fxprune.passes.blocks import drop_blocks, dropped_blocks
 from fxprune.passes.capture import Captured
 from fxprune.passes.constants import rewrite_constants
 from fxprune.passes.infer import Analysis, infer, named_tensors
@@ -21,13 +22,14 @@ def slim(captured: Captured, analysis: Analysis, plan: Plan) -> fx.GraphModule:
     """The slim model: an independent, trainable module with the original parameter names.
 
     Raises:
-        PlanMismatch: the plan was made for a model with other groups.
+        PlanMismatch: the plan was made for a model with other groups or blocks.
     """
+    blocks = dropped_blocks(captured.module, analysis, plan.dropped)
     kept = Kept.from_plan(plan, analysis)
     module = copy.deepcopy(captured.module, _slices(captured.module, analysis, kept))
     _resize_modules(module, analysis, kept)
     rewrite_constants(module.graph, analysis, kept)
-    module.graph.eliminate_dead_code(lambda node: node.is_impure() or node.name in analysis.writes)
+    drop_blocks(module, analysis, blocks)
     module.graph.lint()
     module.recompile()
     return module
@@ -45,7 +47,7 @@ class SlimPass(PassBase):
         """A new slim module; the given one is not changed."""
         captured = Captured(graph_module, self.example_inputs, "given")
         analysis = infer(captured)
-        modified = bool(Kept.from_plan(self.plan, analysis).positions)
+        modified = bool(Kept.from_plan(self.plan, analysis).positions or self.plan.dropped)
         return PassResult(slim(captured, analysis, self.plan), modified)
 
 

@@ -1,9 +1,10 @@
 """Verification: the slim model must equal the masked original, at every node, in float64.
 
 The masked original is the dense model with every removed position set to zero, in parameters and in
-every intermediate result. Both models are interpreted in lockstep; what the masked original yields
-at a node, restricted to the positions that stay, must be what the slim model yields there. Norms
-over channels are computed over the positions that stay (`reference.py`).
+every intermediate result, and zeros for what a dropped block yields. Both models are interpreted in
+lockstep; what the masked original yields at a node, restricted to the positions that stay, must be
+what the slim model yields there. Norms over channels are computed over the positions that stay
+(`reference.py`).
 
 A fault behind a zero-initialised scale, or in a network whose activations have died out, would be
 invisible. So both models run with weights drawn to keep the signal alive at every depth (He et al.
@@ -16,7 +17,7 @@ weights give finite values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import Axes
 from fxprune.errors import VerificationError
+from fxprune.passes.blocks import Block, dropped_blocks
 from fxprune.passes.capture import Captured, cloned
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis, infer, named_tensors
@@ -77,6 +79,7 @@ def verify(
             shape; at the first tensor that is not the part of the original it should be.
     """
     kept = Kept.from_plan(plan, analysis)
+    dropped = dropped_blocks(captured.module, analysis, plan.dropped)
     _same_parts(captured.module, slim, analysis, kept)
     dense64, slim64 = in_double(captured.module), in_double(slim)
     with torch.no_grad(), unfused_attention(), _double_by_default():
@@ -84,12 +87,13 @@ def verify(
             draw(dense64, captured.module, SEED)
             _copy_parts(dense64, slim64, analysis, kept)
             noise = tree_map_only(Tensor, _as_noise, captured.example_inputs)
-            run = _lockstep(dense64, slim64, noise, analysis, kept, calibrate=True)
+            run = _lockstep(dense64, slim64, noise, analysis, kept, dropped, calibrate=True)
             if run.finite:
                 return _judge(run)
         dense64, slim64 = in_double(captured.module), in_double(slim)
         inputs = tree_map_only(Tensor, _as_double, captured.example_inputs)
-        return _judge(_lockstep(dense64, slim64, inputs, analysis, kept, calibrate=False))
+        run = _lockstep(dense64, slim64, inputs, analysis, kept, dropped, calibrate=False)
+        return _judge(run)
 
 
 class VerifyPass(PassBase):
@@ -143,11 +147,12 @@ def _lockstep(
     inputs: tuple[Any, ...],
     analysis: Analysis,
     kept: Kept,
+    dropped: Sequence[Block],
     calibrate: bool,
 ) -> _Run:
     """Run both models node by node; raises at the first difference."""
     # Each model gets inputs of its own: some write into what they are given.
-    reference = MaskedInterpreter(dense, analysis, kept, cloned(inputs))
+    reference = MaskedInterpreter(dense, analysis, kept, dropped, cloned(inputs))
     candidate = fx.Interpreter(slim)
     candidate.extra_traceback = False
     candidate.args_iter = iter(cloned(inputs))
