@@ -84,6 +84,9 @@ def optimize(
     out: Annotated[Path, typer.Option(help="Folder for the slim network and its report.")],
     weights: Weights = None,
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "auto",
+    drop_blocks: Annotated[
+        bool, typer.Option(help="Whether whole residual blocks may go as well.")
+    ] = True,
 ) -> None:
     """Slim a model to a budget, by the magnitude of its weights, and write it with its report."""
     import fxprune
@@ -93,7 +96,14 @@ def optimize(
     budgets = parse(budget)
     inputs = examples(input)
     model = build(spec, weights)
-    slim = fxprune.optimize(model, budgets, inputs, backend=backend, importance="magnitude")
+    slim = fxprune.optimize(
+        model,
+        budgets,
+        inputs,
+        backend=backend,
+        importance="magnitude",
+        drop_blocks=drop_blocks,
+    )
     report = fxprune.report(slim)
     try:
         out.mkdir(parents=True, exist_ok=True)

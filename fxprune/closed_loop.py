@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.axes import Atom
 from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
+from fxprune.passes.blocks import Block
 from fxprune.units import format_resource
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-Slim = Callable[[Mapping[Atom, int]], fx.GraphModule]
+Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
 MOST_ROUNDS = 10
@@ -86,7 +86,7 @@ def close_the_loop(
     corrections = [_Correction([(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
-    tried: set[tuple[int, ...]] = set()
+    tried: set[tuple[tuple[int, ...], tuple[Block, ...]]] = set()
     rounds: list[Round] = []
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
@@ -94,7 +94,7 @@ def close_the_loop(
         allocation = allocator.solve(limits)
         if not allocation.sizes:
             break
-        key = tuple(allocation.sizes.values())
+        key = (tuple(allocation.sizes.values()), allocation.dropped)
         if key in tried:
             break
         tried.add(key)
@@ -152,8 +152,8 @@ def infeasible(gauge: Gauge, floor: float) -> BudgetError:
 
 
 def _measured(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> Candidate:
-    module = slim(allocation.sizes)
-    used = tuple(gauge.actual(module, allocation.sizes) for gauge in gauges)
+    module = slim(allocation)
+    used = tuple(gauge.actual(module, allocation) for gauge in gauges)
     return Candidate(allocation, module, used)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
 
-from fxprune.axes import Atom
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.budget import Budget
 from fxprune.errors import InputError
 from fxprune.measure import Measurement, Timing, measure, measure_interleaved
+from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis, named_tensors
@@ -41,7 +41,7 @@ class Gauge(ABC):
         """The cost as tables over the choices."""
 
     @abstractmethod
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         """What a candidate really uses."""
 
 
@@ -57,8 +57,8 @@ class MacsGauge(Gauge):
     def tables(self, choices: Choices) -> Tables:
         return costs.macs_tables(self._analysis, choices)
 
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
-        return float(costs.macs(self._analysis, sizes))
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        return float(costs.macs(self._analysis, allocation.sizes, allocation.gone))
 
 
 class ParamsGauge(Gauge):
@@ -73,7 +73,7 @@ class ParamsGauge(Gauge):
     def tables(self, choices: Choices) -> Tables:
         return costs.params_tables(self._module, self._analysis, choices)
 
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return float(count_params(slim))
 
 
@@ -89,7 +89,7 @@ class MemoryGauge(Gauge):
     def tables(self, choices: Choices) -> Tables:
         return costs.memory_tables(self._module, self._analysis, choices)
 
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return float(weight_bytes(slim))
 
 
@@ -111,7 +111,7 @@ class MetricGauge(Gauge):
         scaled = {scope: table * per_mac for scope, table in tables.by_scope.items()}
         return Tables(tables.domains, tables.constant * per_mac, scaled)
 
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return self._evaluate(slim)
 
     def _evaluate(self, module: fx.GraphModule) -> float:
@@ -183,7 +183,7 @@ class LatencyGauge(Gauge):
     def tables(self, choices: Choices) -> Tables:
         return self._build(choices)
 
-    def actual(self, slim: fx.GraphModule, sizes: Mapping[Atom, int]) -> float:
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         found = self._watch.time(slim)
         if self.budget.relative:
             # Relative to the dense network as it ran beside the candidate, drift and all.

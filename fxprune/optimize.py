@@ -10,7 +10,6 @@ import torch
 from torch import fx, nn
 
 import fxprune
-from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
 from fxprune.budget import Budget, BudgetLike, parse
@@ -23,7 +22,7 @@ from fxprune.gauges import (
     MetricGauge,
     ParamsGauge,
 )
-from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocate import Allocation, Allocator, plan_of
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.capture import ExampleInputs, capture
 from fxprune.passes.infer import infer
@@ -48,6 +47,7 @@ def optimize(
     importance: ImportanceName = "auto",
     multiple_of: int = ALIGNMENT,
     ignore: Sequence[str] = (),
+    drop_blocks: bool = True,
     cache: str | None = None,
     progress: bool = True,
 ) -> fx.GraphModule:
@@ -67,6 +67,8 @@ def optimize(
         importance: "taylor" (needs data), "magnitude", or "auto": taylor if there is data.
         multiple_of: alignment of channel counts.
         ignore: names or patterns of modules and parameters that keep their width.
+        drop_blocks: whole residual blocks may go as well, where that is worth more than narrower
+            layers; never one with an ignored part.
         cache: path of the latency cache; a file in the user's cache folder if not given.
         progress: show long steps in the terminal.
 
@@ -82,18 +84,21 @@ def optimize(
         VerificationError: the slim model is not equal to the masked original; nothing is returned.
     """
     budgets = parse(budget)
-    options = Options(data, loss, backend, settings, importance, multiple_of, ignore, cache)
+    options = Options(
+        data, loss, backend, settings, importance, multiple_of, ignore, cache, drop_blocks
+    )
     needs_latency = any(budget.resource == "latency" for budget in budgets)
     with shown(progress) as tell:
         prepared = prepare(model, example_inputs, options, needs_latency, tell)
         gauges = [gauge_of(budget, prepared) for budget in budgets]
-        tell("Allocating widths", 0, 0)
+        tell("Allocating widths and blocks", 0, 0)
         allocator = Allocator.build(
             prepared.analysis,
             prepared.ladders,
             prepared.importance,
             [gauge.tables for gauge in gauges],
             [gauge.unit for gauge in gauges],
+            prepared.blocks,
         )
         meta = _meta(budgets, prepared)
         candidate = close_the_loop(
@@ -103,7 +108,7 @@ def optimize(
             partial(tell, "Slimming and measuring"),
         )
         tell("Verifying against the masked original", 0, 0)
-        plan = plan_of(candidate.allocation.sizes, prepared.analysis, prepared.importance, meta)
+        plan = _plan(prepared, meta, candidate.allocation)
         verification = verify(prepared.captured, prepared.analysis, plan, candidate.module)
     timed = prepared.timed
     latency = timed.model(allocator.choices) if timed is not None else None
@@ -146,10 +151,13 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
     return MetricGauge(budget, prepared.module, prepared.analysis)
 
 
-def _slim(
-    prepared: Prepared, meta: Mapping[str, object], sizes: Mapping[Atom, int]
-) -> fx.GraphModule:
-    plan = plan_of(sizes, prepared.analysis, prepared.importance, meta)
+def _plan(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> Plan:
+    sizes, dropped = allocation.sizes, allocation.dropped
+    return plan_of(sizes, prepared.analysis, prepared.importance, meta, dropped)
+
+
+def _slim(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> fx.GraphModule:
+    plan = _plan(prepared, meta, allocation)
     return slim_by_plan(prepared.captured, prepared.analysis, plan)
 
 

@@ -112,6 +112,7 @@ def pareto(
     importance: ImportanceName = "auto",
     multiple_of: int = ALIGNMENT,
     ignore: Sequence[str] = (),
+    drop_blocks: bool = True,
     cache: str | None = None,
     progress: bool = True,
 ) -> Front:
@@ -128,13 +129,20 @@ def pareto(
         raise InputError(f"resource={resource!r}", fix=f"Choose from {', '.join(BASE_UNITS)}")
     if not 2 <= points <= FINEST:
         raise InputError(f"points={points}", fix=f"Ask for 2 to {FINEST}")
-    options = Options(data, loss, backend, settings, importance, multiple_of, ignore, cache)
+    options = Options(
+        data, loss, backend, settings, importance, multiple_of, ignore, cache, drop_blocks
+    )
     with shown(progress) as tell:
         prepared = prepare(model, example_inputs, options, resource == "latency", tell)
         gauge = gauge_of(Budget(resource, 1.0, relative=True), prepared)
         tell("Solving for the whole front", 0, 0)
         allocator = Allocator.build(
-            prepared.analysis, prepared.ladders, prepared.importance, [gauge.tables], [gauge.unit]
+            prepared.analysis,
+            prepared.ladders,
+            prepared.importance,
+            [gauge.tables],
+            [gauge.unit],
+            prepared.blocks,
         )
         (dense,) = allocator.dense_costs()
         # A little more than dense, for costs that are rounded up before they are added.
@@ -144,7 +152,8 @@ def pareto(
             if not allocation.sizes:
                 continue
             (cost,), solution = allocation.costs, allocation.solution
-            plan = plan_of(allocation.sizes, prepared.analysis, prepared.importance, {})
+            sizes, dropped = allocation.sizes, allocation.dropped
+            plan = plan_of(sizes, prepared.analysis, prepared.importance, {}, dropped)
             share = cost / dense
             found.append(Point(cost, share, solution.value, solution.bound, plan))
     return Front(resource, tuple(found))

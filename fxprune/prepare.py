@@ -18,8 +18,9 @@ from fxprune.batches import Data
 from fxprune.cache import Cache
 from fxprune.errors import InputError
 from fxprune.gauges import Stopwatch
-from fxprune.passes.allocation.ladders import Ladder, build_ladders
+from fxprune.passes.allocation.ladders import Ladder, build_ladders, is_ignored
 from fxprune.passes.allocation.widths import Choices
+from fxprune.passes.blocks import Block, find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis, infer
@@ -49,6 +50,7 @@ class Options:
     multiple_of: int = ALIGNMENT
     ignore: Sequence[str] = ()
     cache: str | None = None
+    drop_blocks: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Prepared:
     analysis: Analysis
     layers: tuple[Layer, ...]
     ladders: Mapping[Atom, Ladder]
+    blocks: tuple[Block, ...]
     importance: Importance
     timed: Timed | None
 
@@ -95,13 +98,14 @@ def prepare(
     captured = capture(model, inputs)
     analysis = infer(captured)
     ladders = build_ladders(analysis, options.multiple_of, options.ignore)
+    blocks = _droppable(captured.module, analysis, options)
     _require_something_to_slim(analysis, model)
     importance = _judge(captured.module, analysis, options, tell)
     layers = find_layers(captured.module, analysis)
     timed = None
     if backend is not None:
         timed = _time(captured, analysis, layers, ladders, backend, options, tell)
-    return Prepared(captured, analysis, layers, ladders, importance, timed)
+    return Prepared(captured, analysis, layers, ladders, blocks, importance, timed)
 
 
 def _checked(options: Options) -> Options:
@@ -131,6 +135,17 @@ def _example_inputs(example_inputs: ExampleInputs | None, data: Data | None) -> 
         )
     (inputs, _), _ = batches.first_of(data)
     return batches.arguments(inputs)
+
+
+def _droppable(module: fx.GraphModule, analysis: Analysis, options: Options) -> tuple[Block, ...]:
+    """The residual blocks that may go: all but those with a part that is to keep its width."""
+    if not options.drop_blocks:
+        return ()
+    return tuple(
+        block
+        for block in find_blocks(module, analysis)
+        if not any(is_ignored(tensor, options.ignore) for tensor in block.tensors)
+    )
 
 
 def _require_something_to_slim(analysis: Analysis, model: nn.Module) -> None:

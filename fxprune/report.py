@@ -38,6 +38,7 @@ class Side:
 class LayerRow:
     """One layer: its channels before and after, and its share of each whole network's latency.
 
+    A layer of a dropped block has no channels after.
     Shares are fractions in [0, 1] of the side they belong to; None where not known.
     """
 
@@ -109,6 +110,7 @@ class Report:
     certificate: Certificate | None = None
     verification: Verification | None = None
     rounds: tuple[Round, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def speedup(self) -> float | None:
@@ -166,7 +168,7 @@ class Report:
         return table
 
     def facts(self) -> tuple[str, ...]:
-        """One sentence each: budget, backend, certificate, verification, frozen places."""
+        """One sentence each: what was asked for, how sure the answer is, what went and stayed."""
         lines = [f"Budget: {self.budget}."]
         if self.backend:  # only latency needs one
             lines.append(f"Backend: {self.backend}.")
@@ -180,6 +182,8 @@ class Report:
                 f"Verified: largest relative error {proof.max_relative_error:.1e} over "
                 f"{proof.nodes} nodes (at {proof.worst_node})."
             )
+        if self.dropped:
+            lines.append(f"Dropped blocks: {', '.join(self.dropped)}.")
         lines += [f"Frozen: {place.place}: {place.reason}." for place in self.frozen]
         return tuple(lines)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import fx
 
-from fxprune.axes import Atom, kept_size
+from fxprune.axes import kept_size
 from fxprune.budget import Budget
 from fxprune.closed_loop import Candidate
 from fxprune.gauges import count_params, weight_bytes
 from fxprune.measure import Measurement
 from fxprune.passes import verify
+from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.frozen import frozen_places
 from fxprune.passes.latency import LatencyModel
@@ -29,13 +30,15 @@ def summarise(
 ) -> Report:
     """Dense and slim side by side, layer by layer, with certificate and verification."""
     analysis, timed = prepared.analysis, prepared.timed
-    sizes = candidate.allocation.sizes
-    solution = candidate.allocation.solution
+    allocation = candidate.allocation
+    sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     times = timed.watch.times.get(candidate.module) if timed is not None else None
     return Report(
         dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
-        slim=_side(candidate.module, costs.macs(analysis, sizes), times.slim if times else None),
-        layers=_rows(prepared.layers, sizes, latency),
+        slim=_side(
+            candidate.module, costs.macs(analysis, sizes, gone), times.slim if times else None
+        ),
+        layers=_rows(prepared.layers, allocation, latency),
         budget=", ".join(budget.describe() for budget in budgets),
         backend=timed.backend.version() if timed is not None else "",
         frozen=tuple(
@@ -45,6 +48,7 @@ def summarise(
         verification=Verification(
             verification.max_error, verification.nodes, verification.worst_node
         ),
+        dropped=tuple(map(str, allocation.dropped)),
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )
 
@@ -54,9 +58,11 @@ def _side(module: fx.GraphModule, macs: int, latency: Measurement | None) -> Sid
 
 
 def _rows(
-    layers: Sequence[Layer], sizes: Mapping[Atom, int], latency: LatencyModel | None
+    layers: Sequence[Layer], allocation: Allocation, latency: LatencyModel | None
 ) -> tuple[LayerRow, ...]:
-    dense, slim = ({}, {}) if latency is None else (latency.by_layer({}), latency.by_layer(sizes))
+    sizes, gone = allocation.sizes, allocation.gone
+    dense = {} if latency is None else latency.by_layer({})
+    slim = {} if latency is None else latency.by_layer(sizes, gone)
     before, after = sum(dense.values()), sum(slim.values())
     return tuple(
         LayerRow(
@@ -64,8 +70,8 @@ def _rows(
             kind=layer.kind,
             dense_in=layer.inputs.size,
             dense_out=layer.outputs.size,
-            slim_in=kept_size(layer.inputs, sizes),
-            slim_out=kept_size(layer.outputs, sizes),
+            slim_in=0 if layer.node in gone else kept_size(layer.inputs, sizes),
+            slim_out=0 if layer.node in gone else kept_size(layer.outputs, sizes),
             dense_latency_share=dense[layer.node] / before if before else None,
             slim_latency_share=slim[layer.node] / after if after else None,
         )

@@ -16,6 +16,7 @@ from fxprune.passes.allocation.costs import macs, macs_tables, memory_tables, pa
 from fxprune.passes.allocation.ladders import Ladder, build_ladders
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables
+from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
 from fxprune.passes.infer import Group, infer
@@ -46,12 +47,16 @@ def prepared(model, x, multiple_of=4):
     return captured, analysis, ladders, magnitude(captured.module, analysis)
 
 
-def every_choice(ladders):
-    """Every combination of widths, by atom and by the solver's option numbers."""
-    for options in product(*(range(len(ladder.widths)) for ladder in ladders.values())):
-        pairs = list(zip(ladders.values(), options, strict=True))
+def every_choice(ladders, blocks=()):
+    """Every combination: widths by atom, dropped blocks, and the solver's option numbers."""
+    domains = [*(range(len(ladder.widths)) for ladder in ladders.values()), *[(0, 1)] * len(blocks)]
+    for options in product(*domains):
+        pairs = list(zip(ladders.values(), options, strict=False))
+        kept = list(zip(blocks, options[len(ladders) :], strict=True))
         sizes = {ladder.group.atom: ladder.widths[option] for ladder, option in pairs}
-        yield sizes, {ladder.group.name: option for ladder, option in pairs}
+        numbers = {ladder.group.name: option for ladder, option in pairs}
+        numbers |= {block.addition: option for block, option in kept}
+        yield sizes, [block for block, option in kept if not option], numbers
 
 
 def with_sums(choices, options, sizes):
@@ -69,35 +74,39 @@ def with_sums(choices, options, sizes):
 @pytest.mark.parametrize("model", [Forked(), small_resnet(8)])
 def test_cost_tables_are_exact_for_every_choice(model):
     captured, analysis, ladders, importance = prepared(model, images(1))
-    choices = Choices(ladders)
+    blocks = find_blocks(captured.module, analysis)
+    choices = Choices(ladders, blocks)
     tables = {
         "macs": macs_tables(analysis, choices),
         "params": params_tables(captured.module, analysis, choices),
         "memory": memory_tables(captured.module, analysis, choices),
     }
-    for sizes, options in list(every_choice(ladders))[::97]:
-        module = slim(captured, analysis, plan_of(sizes, analysis, importance, {}))
+    for sizes, dropped, options in list(every_choice(ladders, blocks))[::97]:
+        module = slim(captured, analysis, plan_of(sizes, analysis, importance, {}, dropped))
+        gone = {name for block in dropped for name in block.gone}
         found = {k: t.at(with_sums(choices, options, sizes)) for k, t in tables.items()}
         parameters = list(module.parameters())
         state = [*parameters, *module.buffers()]
         assert found == {
-            "macs": macs(analysis, sizes),
+            "macs": macs(analysis, sizes, gone),
             "params": sum(p.numel() for p in parameters),
             "memory": sum(t.numel() * t.element_size() for t in state),
         }
 
 
 def test_value_tables_are_the_saliency_that_is_kept():
-    _, analysis, ladders, importance = prepared(small_resnet(8), images(1))
-    choices = Choices(ladders)
+    captured, analysis, ladders, importance = prepared(small_resnet(8), images(1))
+    blocks = find_blocks(captured.module, analysis)
+    choices = Choices(ladders, blocks)
     tables = value_tables(analysis, importance, choices)
     total = sum(s.sum() for s in importance.weights.values())
-    for sizes, options in list(every_choice(ladders))[::53]:
+    for sizes, dropped, options in list(every_choice(ladders, blocks))[::53]:
+        gone = {name for block in dropped for name in block.tensors}
         kept = {atom: np.sort(importance.order[atom][:size]) for atom, size in sizes.items()}
         worth = 0.0
         for name, saliency in importance.weights.items():
             rows, columns = (kept_positions(a, kept) for a in analysis.tensors[name][:2])
-            worth += saliency[np.ix_(rows, columns)].sum()
+            worth += 0 if name in gone else saliency[np.ix_(rows, columns)].sum()
         assert tables.at(options) == pytest.approx(100 * worth / total)
 
 
@@ -108,19 +117,22 @@ def test_the_dense_network_is_worth_100_also_with_concatenations():
     assert tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(100)
 
 
-def test_the_answer_is_the_best_of_all_choices():
-    _, analysis, ladders, importance = prepared(small_resnet(8), images(1))
-    allocator = Allocator.build(
-        analysis, ladders, importance, [lambda choices: macs_tables(analysis, choices)], [1.0]
-    )
-    limit = 0.5 * macs(analysis)
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_the_answer_is_the_best_of_all_choices(share):
+    captured, analysis, ladders, importance = prepared(small_resnet(8), images(1))
+    blocks = find_blocks(captured.module, analysis)
+    costs = [lambda choices: macs_tables(analysis, choices)]
+    allocator = Allocator.build(analysis, ladders, importance, costs, [1.0], blocks)
+    limit = share * macs(analysis)
     answer = allocator.solve([limit])
-    value = value_tables(analysis, importance, Choices(ladders))
+    value = value_tables(analysis, importance, allocator.choices)
+    cost = macs_tables(analysis, allocator.choices)
     best = -inf
-    for sizes, options in every_choice(ladders):
-        if macs(analysis, sizes) <= limit:
+    for _, _, options in every_choice(ladders, blocks):
+        if cost.at(options) <= limit:
             best = max(best, value.at(options))
-    assert macs(analysis, answer.sizes) <= limit
+    assert macs(analysis, answer.sizes, answer.gone) <= limit
+    assert answer.dropped
     assert answer.solution.value == pytest.approx(best, rel=2e-4)
     assert answer.solution.bound >= best * (1 - 1e-9)
 

@@ -1,4 +1,4 @@
-"""Allocation: which widths are worth most within all budgets, with a certificate."""
+"""Allocation: which widths and blocks are worth most within all budgets, with a certificate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fxprune.errors import InputError
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, factors
+from fxprune.passes.blocks import Block
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
@@ -28,14 +29,21 @@ class Allocation:
     """One answer of the solver.
 
     Attributes:
-        sizes: how many positions of every group stay.
+        sizes: how many positions of every group stay; none if no choice keeps the budgets.
+        dropped: residual blocks that go.
         costs: what the tables say it costs, per budget.
         solution: with its certificate.
     """
 
     sizes: Mapping[Atom, int]
+    dropped: tuple[Block, ...]
     costs: tuple[float, ...]
     solution: Solution
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Nodes of the captured model that go with the dropped blocks."""
+        return frozenset().union(*(block.gone for block in self.dropped))
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,17 @@ class Allocator:
         importance: Importance,
         costs: Sequence[CostTables],
         units: Sequence[float],
+        blocks: Sequence[Block] = (),
     ) -> Allocator:
         """Set the problem up; where concatenations entangle it too much, to first order.
 
         Args:
             costs: tables of each budget's cost.
             units: what each cost is rounded up to, since the solver counts in whole numbers.
+            blocks: those that may be dropped.
         """
         for kind in (Choices, SeparateChoices):
-            choices = kind(ladders)
+            choices = kind(ladders, blocks)
             value = value_tables(analysis, importance, choices)
             tables = tuple(cost(choices) for cost in costs)
             found, fixed = factors(choices, value, tables, units)
@@ -107,7 +117,7 @@ class Allocator:
         return tuple(map(_dense, self.costs))
 
     def smallest(self) -> Allocation:
-        """The best at no more than what every group at its smallest width costs."""
+        """The best at no more than what every group at its smallest width costs, without blocks."""
         narrowest = dict.fromkeys(self.choices.domains, 0)
         _, use = measure(self.problem, narrowest)
         solution = self.solver.at(use)
@@ -115,13 +125,14 @@ class Allocator:
 
     def _read(self, solution: Solution, options: Mapping[str, int]) -> Allocation:
         if not options:
-            return Allocation({}, (), solution)
+            return Allocation({}, (), (), solution)
         sizes = {
             atom: ladder.widths[options[ladder.group.name]]
             for atom, ladder in self.choices.ladders.items()
         }
+        dropped = tuple(block for block in self.choices.blocks if not options[block.addition])
         costs = tuple(tables.at(options) for tables in self.costs)
-        return Allocation(sizes, costs, solution)
+        return Allocation(sizes, dropped, costs, solution)
 
 
 def plan_of(
@@ -129,8 +140,9 @@ def plan_of(
     analysis: Analysis,
     importance: Importance,
     meta: Mapping[str, object],
+    dropped: Sequence[Block] = (),
 ) -> Plan:
-    """Keep the most important positions of every group."""
+    """Keep the most important positions of every group, and all blocks but the dropped ones."""
     return Plan(
         kept={
             group.name: tuple(sorted(importance.order[group.atom][: sizes[group.atom]].tolist()))
@@ -138,6 +150,7 @@ def plan_of(
         },
         sizes={group.name: group.size for group in analysis.groups},
         meta=dict(meta),
+        dropped=tuple(block.addition for block in dropped),
     )
 
 

@@ -96,9 +96,12 @@ class LatencyModel:
     layers: tuple[tuple[LayerLatency, float], ...]
     tables: Tables
 
-    def by_layer(self, sizes: Mapping[Atom, int]) -> dict[str, float]:
-        """Seconds of each layer when atoms have the given sizes, by node name."""
-        return {table.layer.node: table.at(sizes) * scale for table, scale in self.layers}
+    def by_layer(self, sizes: Mapping[Atom, int], gone: Set[str] = frozenset()) -> dict[str, float]:
+        """Seconds of each layer when atoms have the given sizes, by node name; 0 if it is gone."""
+        return {
+            table.layer.node: 0.0 if table.layer.node in gone else table.at(sizes) * scale
+            for table, scale in self.layers
+        }
 
 
 def build_latency_model(
@@ -136,12 +139,13 @@ def build_latency_model(
     for table, scale in zip(tables, scales, strict=True):
         layer = table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
-        total.add_function(widths, partial(_scaled, table, scale))
+        total.add_function(widths, partial(_scaled, table, scale), choices.gates.get(layer.node))
     for name, tensors in others:
         count = sum(map(_elements, tensors))
         for axes in tensors:
             share = shrink * between[name] / count if count else 0.0
-            total.add_product([choices.width(axis) for axis in axes], share)
+            widths = [choices.width(axis) for axis in axes]
+            total.add_product(widths, share, choices.gates.get(name))
     return LatencyModel(tuple(zip(tables, scales, strict=True)), total)
 
 

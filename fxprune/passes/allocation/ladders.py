@@ -74,15 +74,19 @@ def _multiplicity(axis: Axis, group: Group) -> int:
             return others * math.prod(_multiplicity(f, group) for f in inside) if inside else 0
 
 
+def is_ignored(tensor: str, patterns: Sequence[str]) -> bool:
+    """Whether some pattern names `tensor` or a module that it belongs to."""
+    return any(_matches(pattern, tensor) for pattern in patterns)
+
+
 def _matches(pattern: str, tensor: str) -> bool:
-    """Whether a pattern names `tensor` or a module that it belongs to."""
     parts = tensor.split(".")
     prefixes = (".".join(parts[: i + 1]) for i in range(len(parts)))
     return any(fnmatchcase(prefix, pattern) for prefix in prefixes)
 
 
 def _ignored(group: Group, ignore: Sequence[str]) -> bool:
-    return any(_matches(p, member.tensor) for p in ignore for member in group.members)
+    return any(is_ignored(member.tensor, ignore) for member in group.members)
 
 
 def _check_patterns(analysis: Analysis, ignore: Sequence[str]) -> None:

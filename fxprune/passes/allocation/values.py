@@ -1,4 +1,7 @@
-"""What a choice of widths is worth: pairwise saliency of every layer as tables over the choices."""
+"""What a choice is worth: pairwise saliency of every layer as tables over the choices.
+
+A layer in a residual block is worth nothing without the block.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,14 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
     tables = Tables(choices.domains)
     for name, saliency in importance.weights.items():
         rows, columns = analysis.tensors[name][:2]
+        gate = choices.gates.get(name)
         share = saliency * (TOTAL / total) if total else saliency
         if _is_wide(rows, choices) or _is_wide(columns, choices):
-            _add(tables, share.sum(axis=1, keepdims=True) / 2, (rows,), importance, choices)
-            _add(tables, share.sum(axis=0, keepdims=True).T / 2, (columns,), importance, choices)
+            for dim, axis in enumerate((rows, columns)):
+                half = share.sum(axis=1 - dim)[:, None] / 2
+                _add(tables, half, (axis,), importance, choices, gate)
         else:
-            _add(tables, share, (rows, columns), importance, choices)
+            _add(tables, share, (rows, columns), importance, choices, gate)
     return tables
 
 
@@ -47,13 +52,14 @@ def _add(
     axes: Sequence[Axis],
     importance: Importance,
     choices: Choices,
+    gate: str | None,
 ) -> None:
     """Add the sum of `saliency` over the positions that stay, for every combination of widths."""
     if len(axes) == 1 and isinstance(axes[0], Concat):
         offset = 0
         for part in axes[0].parts:
             piece = saliency[offset : offset + part.size]
-            _add(tables, piece, (part,), importance, choices)
+            _add(tables, piece, (part,), importance, choices, gate)
             offset += part.size
         return
     live = [a for axis in axes for a in atoms(axis) if a in choices.ladders]
@@ -61,8 +67,9 @@ def _add(
     shape = [len(choices.ladders[a].widths) for a in live]
     if not fits(shape):
         if len(axes) == 2:
-            _add(tables, saliency.sum(axis=1, keepdims=True) / 2, axes[:1], importance, choices)
-            _add(tables, saliency.sum(axis=0, keepdims=True).T / 2, axes[1:], importance, choices)
+            for dim in (0, 1):
+                half = saliency.sum(axis=1 - dim)[:, None] / 2
+                _add(tables, half, axes[dim : dim + 1], importance, choices, gate)
         return
     per_axis = [_levels(axis, live, importance, choices) for axis in axes]
     place = np.zeros(saliency.shape, dtype=np.int64)
@@ -75,7 +82,7 @@ def _add(
     table: Array = first_met.reshape(shape).astype(np.float64)
     for dim in range(len(shape)):
         table = np.cumsum(table, axis=dim)
-    tables.add(tuple(choices.ladders[a].group.name for a in live), table)
+    tables.add(tuple(choices.ladders[a].group.name for a in live), table, gate)
 
 
 def _levels(axis: Axis, live: Sequence[Atom], importance: Importance, choices: Choices) -> Levels:

@@ -1,10 +1,13 @@
-"""Widths of axes as tables over the choices of the solver.
+"""Widths of axes, and blocks that may go, as tables over the choices of the solver.
 
 The width of an axis is a number for each combination of the widths of its groups. `Tables` collects
 sums of such tables by the choices that they depend on, which become the factors of the problem.
 
 A concatenation of many groups would give a table with many dimensions. Its width is a choice of its
 own instead, tied to those of its parts by running sums, which networks with dense links share.
+
+A residual block that may be dropped is a choice between 0 (dropped) and 1 (kept), with which the
+tables of whatever lies in the block are multiplied.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 
 from fxprune.axes import Atom, Axis, Concat, Product, atoms, kept_size
 from fxprune.passes.allocation.ladders import Ladder
+from fxprune.passes.blocks import Block
 from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
 
 Array = NDArray[np.float64]
@@ -42,14 +46,23 @@ class Width:
 
 @dataclass
 class Choices:
-    """The choices of the problem: a width per group, and running sums of widths."""
+    """The choices of the problem: a width per group, running sums of widths, blocks to keep.
+
+    Attributes:
+        gates: the choice of the block that a node or tensor lies in, by name of node or tensor.
+    """
 
     ladders: Mapping[Atom, Ladder]
+    blocks: Sequence[Block] = ()
     domains: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sums: list[SparseFactor] = field(default_factory=list)
+    gates: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
+        for block in self.blocks:
+            self.domains[block.addition] = (0, 1)
+            self.gates |= dict.fromkeys(block.gone | block.tensors, block.addition)
 
     def choices(self) -> tuple[Choice, ...]:
         """All choices, for the solver."""
@@ -150,8 +163,10 @@ class Tables:
     constant: float = 0.0
     by_scope: dict[tuple[str, ...], Array] = field(default_factory=dict)
 
-    def add(self, scope: Sequence[str], table: Array) -> None:
-        """Add a table with one dimension per choice of `scope`."""
+    def add(self, scope: Sequence[str], table: Array, gate: str | None = None) -> None:
+        """Add a table with one dimension per choice of `scope`; only if block `gate` is kept."""
+        if gate is not None:
+            scope, table = (*scope, gate), np.multiply.outer(table, np.array([0.0, 1.0]))
         if not scope:
             self.constant += float(table)
             return
@@ -160,29 +175,39 @@ class Tables:
         table = np.transpose(table, order)
         self.by_scope[key] = self.by_scope[key] + table if key in self.by_scope else table
 
-    def add_product(self, widths: Sequence[Width], scale: float) -> None:
+    def add_product(self, widths: Sequence[Width], scale: float, gate: str | None = None) -> None:
         """Add `scale` times the product of several widths."""
-        self.add_function(widths, lambda *sizes: scale * math.prod(sizes, start=np.array(1.0)))
 
-    def add_function(self, widths: Sequence[Width], function: Callable[..., Array]) -> None:
+        def product(*sizes: IntArray) -> Array:
+            return np.asarray(math.prod(sizes, start=np.array(scale)), dtype=np.float64)
+
+        self.add_function(widths, product, gate)
+
+    def add_function(
+        self, widths: Sequence[Width], function: Callable[..., Array], gate: str | None = None
+    ) -> None:
         """Add `function(*sizes)`, evaluated on every combination of the choices involved."""
         scope = tuple(dict.fromkeys(name for width in widths for name in width.scope))
         shape = [len(self.domains[name]) for name in scope]
         if not fits(shape):
-            self._add_main_effects(widths, scope, function)
+            self._add_main_effects(widths, scope, function, gate)
             return
         sizes = [_spread(width, scope) for width in widths]
-        self.add(scope, np.broadcast_to(function(*sizes), shape).astype(np.float64))
+        self.add(scope, np.broadcast_to(function(*sizes), shape).astype(np.float64), gate)
 
     def _add_main_effects(
-        self, widths: Sequence[Width], scope: Sequence[str], function: Callable[..., Array]
+        self,
+        widths: Sequence[Width],
+        scope: Sequence[str],
+        function: Callable[..., Array],
+        gate: str | None,
     ) -> None:
         """The dense value, and what each choice alone changes: exact to first order."""
         dense = float(function(*(np.array(width.dense) for width in widths)))
-        self.constant += dense
+        self.add((), np.array(dense), gate)
         for name in scope:
             alone = [width.along.get(name, np.array(width.dense)) for width in widths]
-            self.add((name,), np.asarray(function(*alone), dtype=np.float64) - dense)
+            self.add((name,), np.asarray(function(*alone), dtype=np.float64) - dense, gate)
 
     def at(self, options: Mapping[str, int]) -> float:
         """The sum of all tables when every choice takes the given option."""
