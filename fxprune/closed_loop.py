@@ -35,7 +35,7 @@ MOST_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of the loop: cost of a candidate per budget, as predicted and as found."""
+    """One turn of the loop: cost of a candidate per budget, as predicted (if so) and as found."""
 
     predicted: tuple[float, ...]
     found: tuple[float, ...]
@@ -50,6 +50,11 @@ class Candidate:
     used: tuple[float, ...]
     rounds: tuple[Round, ...] = ()
     """What was predicted and found on the way here."""
+
+    @property
+    def value(self) -> float:
+        """What it is worth, by the solver's tables."""
+        return self.allocation.solution.value
 
 
 @dataclass
@@ -98,14 +103,14 @@ def close_the_loop(
         if key in tried:
             break
         tried.add(key)
-        candidate = _measured(allocation, gauges, slim)
+        candidate = measured(allocation, gauges, slim)
         predicted = tuple(
             c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
         )
         rounds.append(Round(predicted, candidate.used))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
-        if _keeps(candidate, gauges):
-            if best is None or allocation.solution.value > best.allocation.solution.value:
+        if keeps(candidate, gauges):
+            if best is None or candidate.value > best.value:
                 best = candidate
             if _uses_enough(candidate, gauges):
                 break
@@ -115,14 +120,14 @@ def close_the_loop(
                 # Whatever the line says, the next guess must not be the same again.
                 aims[i] *= 0.995
     if best is None:
-        best = _last_resort(gauges, allocator, slim)
+        best = last_resort(gauges, allocator, slim)
     return replace(best, rounds=tuple(rounds))
 
 
-def _last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> Candidate:
+def last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> Candidate:
     """Every group at its smallest width: what it uses is the floor that an error can name."""
-    candidate = _measured(allocator.smallest(), gauges, slim)
-    if _keeps(candidate, gauges):
+    candidate = measured(allocator.smallest(), gauges, slim)
+    if keeps(candidate, gauges):
         return candidate
     for gauge, used in zip(gauges, candidate.used, strict=True):
         if used > gauge.limit:
@@ -151,13 +156,15 @@ def infeasible(gauge: Gauge, floor: float) -> BudgetError:
     )
 
 
-def _measured(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> Candidate:
+def measured(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> Candidate:
+    """The network of `allocation` and what it really uses, per budget."""
     module = slim(allocation)
     used = tuple(gauge.actual(module, allocation) for gauge in gauges)
     return Candidate(allocation, module, used)
 
 
-def _keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+    """Whether `candidate` uses no more than any budget allows."""
     return all(u <= g.limit for u, g in zip(candidate.used, gauges, strict=True))
 
 

@@ -94,12 +94,17 @@ class MemoryGauge(Gauge):
 
 
 class MetricGauge(Gauge):
-    """Any function of the slim module. Its prediction is that it follows the MACs."""
+    """Any function of the slim module. Its prediction is that it follows the MACs.
+
+    Attributes:
+        calls: how often the function was called.
+    """
 
     lowest = 0.9
 
     def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
         self.budget = budget
+        self.calls = 0
         self._analysis = analysis
         self.dense = self._evaluate(module)
         self.limit = budget.resolve(self.dense)
@@ -116,6 +121,7 @@ class MetricGauge(Gauge):
 
     def _evaluate(self, module: fx.GraphModule) -> float:
         assert callable(self.budget.resource)
+        self.calls += 1
         try:
             value = float(self.budget.resource(module))
         except Exception as error:

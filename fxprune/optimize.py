@@ -12,8 +12,9 @@ from torch import fx, nn
 import fxprune
 from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
+from fxprune.black_box import build_allocator, search_candidate
 from fxprune.budget import Budget, BudgetLike, parse
-from fxprune.closed_loop import close_the_loop
+from fxprune.closed_loop import Candidate, Slim, close_the_loop
 from fxprune.gauges import (
     Gauge,
     LatencyGauge,
@@ -30,7 +31,7 @@ from fxprune.passes.slim import slim as slim_by_plan
 from fxprune.passes.verify import verify
 from fxprune.plan import Plan
 from fxprune.prepare import ALIGNMENT, ImportanceName, Loss, Options, Prepared, prepare
-from fxprune.progress import shown
+from fxprune.progress import Tell, shown
 from fxprune.report import META
 from fxprune.summary import summarise
 
@@ -92,27 +93,15 @@ def optimize(
         prepared = prepare(model, example_inputs, options, needs_latency, tell)
         gauges = [gauge_of(budget, prepared) for budget in budgets]
         tell("Allocating widths and blocks", 0, 0)
-        allocator = Allocator.build(
-            prepared.analysis,
-            prepared.ladders,
-            prepared.importance,
-            [gauge.tables for gauge in gauges],
-            [gauge.unit for gauge in gauges],
-            prepared.blocks,
-        )
         meta = _meta(budgets, prepared)
-        candidate = close_the_loop(
-            gauges,
-            allocator,
-            partial(_slim, prepared, meta),
-            partial(tell, "Slimming and measuring"),
-        )
+        allocator, candidate = _choose(prepared, gauges, partial(_slim, prepared, meta), tell)
         tell("Verifying against the masked original", 0, 0)
         plan = _plan(prepared, meta, candidate.allocation)
         verification = verify(prepared.captured, prepared.analysis, plan, candidate.module)
     timed = prepared.timed
     latency = timed.model(allocator.choices) if timed is not None else None
-    report = summarise(prepared, candidate, verification, latency, budgets)
+    calls = sum(gauge.calls for gauge in gauges if isinstance(gauge, MetricGauge))
+    report = summarise(prepared, candidate, verification, latency, budgets, calls)
     candidate.module.meta[META] = {"plan": plan, "report": report}
     return candidate.module
 
@@ -149,6 +138,27 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
     if budget.resource == "memory":
         return MemoryGauge(budget, prepared.module, prepared.analysis)
     return MetricGauge(budget, prepared.module, prepared.analysis)
+
+
+def _choose(
+    prepared: Prepared, gauges: Sequence[Gauge], slim: Slim, tell: Tell
+) -> tuple[Allocator, Candidate]:
+    """The best network that keeps all budgets, by the way that suits them."""
+    step = partial(tell, "Slimming and measuring")
+    functions = [gauge for gauge in gauges if isinstance(gauge, MetricGauge)]
+    if len(functions) == 1 and prepared.timed is None:
+        exact = [gauge for gauge in gauges if gauge is not functions[0]]
+        allocator = build_allocator(prepared, exact)
+        return allocator, search_candidate(functions[0], exact, allocator, slim, step)
+    allocator = Allocator.build(
+        prepared.analysis,
+        prepared.ladders,
+        prepared.importance,
+        [gauge.tables for gauge in gauges],
+        [gauge.unit for gauge in gauges],
+        prepared.blocks,
+    )
+    return allocator, close_the_loop(gauges, allocator, slim, step)
 
 
 def _plan(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> Plan:

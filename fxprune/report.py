@@ -90,7 +90,8 @@ class Verification:
 class Round:
     """One turn of the closed loop: a candidate's cost per budget, as predicted and as measured.
 
-    In seconds, MACs, parameters, bytes, or what a budget function returns.
+    In seconds, MACs, parameters, bytes, or what a budget function returns, which is not predicted
+    where it is the only budget that has to be measured.
     """
 
     predicted: tuple[float, ...]
@@ -99,7 +100,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that one optimisation found out; plain data."""
+    """Everything that one optimisation found out; plain data.
+
+    `dropped` are the residual blocks that went; `calls` tells how often a budget that is a function
+    was called, the dense network included.
+    """
 
     dense: Side
     slim: Side
@@ -111,6 +116,7 @@ class Report:
     verification: Verification | None = None
     rounds: tuple[Round, ...] = ()
     dropped: tuple[str, ...] = ()
+    calls: int = 0
 
     @property
     def speedup(self) -> float | None:
@@ -182,6 +188,8 @@ class Report:
                 f"Verified: largest relative error {proof.max_relative_error:.1e} over "
                 f"{proof.nodes} nodes (at {proof.worst_node})."
             )
+        if self.calls:
+            lines.append(f"The budget's function was called {self.calls} times.")
         if self.dropped:
             lines.append(f"Dropped blocks: {', '.join(self.dropped)}.")
         lines += [f"Frozen: {place.place}: {place.reason}." for place in self.frozen]

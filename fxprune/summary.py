@@ -27,6 +27,7 @@ def summarise(
     verification: verify.Verification,
     latency: LatencyModel | None,
     budgets: Sequence[Budget],
+    calls: int,
 ) -> Report:
     """Dense and slim side by side, layer by layer, with certificate and verification."""
     analysis, timed = prepared.analysis, prepared.timed
@@ -48,6 +49,7 @@ def summarise(
         verification=Verification(
             verification.max_error, verification.nodes, verification.worst_node
         ),
+        calls=calls,
         dropped=tuple(map(str, allocation.dropped)),
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )

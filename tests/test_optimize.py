@@ -58,6 +58,35 @@ def test_any_function_of_the_slim_module_may_be_a_budget():
     assert widest(module) <= 20
 
 
+def energy(module):
+    """Parameters count, and hardly anything else does."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return sum(p.numel() for p in module.parameters()) ** 1.1 + len(layers)
+
+
+@pytest.mark.parametrize("others", [(), ("70% MACs",)])
+def test_a_function_is_met_with_few_calls_which_are_reported(others):
+    called = []
+
+    def counted(module):
+        called.append(energy(module))
+        return called[-1]
+
+    limit = 0.4 * energy(small_resnet())
+    module = optimized([fxprune.Budget(counted, limit), *others])
+    report = fxprune.report(module)
+    assert 0.9 * limit < energy(module) <= limit
+    assert len(called) == report.calls <= 17
+    if others:
+        assert report.slim.macs <= 0.7 * report.dense.macs
+
+
+def test_a_function_out_of_reach_names_the_least():
+    with pytest.raises(fxprune.BudgetError, match="out of reach") as caught:
+        optimized(fxprune.Budget(energy, 10.0))
+    assert caught.value.floor > 10
+
+
 def test_taylor_importance_takes_data_and_the_default_loss():
     module = fxprune.optimize(
         small_resnet(), "50% MACs", data=labelled(), multiple_of=2, progress=False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxprune.axes import Atom
 from fxprune.errors import InputError
@@ -97,14 +97,18 @@ class Allocator:
         budgets = tuple(
             math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=True)
         )
-        solution = self.solver.at(budgets)
-        return self._read(solution, solution.assignment)
+        return self.read(self.solver.at(budgets))
+
+    def within(self, limits: Sequence[float]) -> Problem:
+        """The problem with limits on its first budgets, and none that binds on the others."""
+        whole = (math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=False))
+        return replace(self.problem, budgets=(*whole, *self.problem.budgets[len(limits) :]))
 
     def front(self, limits: Sequence[float]) -> list[Allocation]:
         """`solve` for many limits of the only budget at once."""
         (unit,) = self.units
         solutions = front(self.problem, [math.floor(limit / unit) for limit in limits], gap=GAP)
-        return [self._read(solution, solution.assignment) for solution in solutions]
+        return [self.read(solution) for solution in solutions]
 
     def floor(self) -> float:
         """The least that the only budget can come to, by its table."""
@@ -120,10 +124,11 @@ class Allocator:
         """The best at no more than what every group at its smallest width costs, without blocks."""
         narrowest = dict.fromkeys(self.choices.domains, 0)
         _, use = measure(self.problem, narrowest)
-        solution = self.solver.at(use)
-        return self._read(solution, solution.assignment)
+        return self.read(self.solver.at(use))
 
-    def _read(self, solution: Solution, options: Mapping[str, int]) -> Allocation:
+    def read(self, solution: Solution) -> Allocation:
+        """What the solver's answer says of groups and blocks."""
+        options = solution.assignment
         if not options:
             return Allocation({}, (), (), solution)
         sizes = {

@@ -11,7 +11,7 @@ the best one for its combined cost; which of them is best for the function itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,7 +57,7 @@ class Search:
 class _Log:
     """The black box with everything it has read."""
 
-    def __init__(self, evaluate: Callable[[Mapping[str, int]], float], limit: float) -> None:
+    def __init__(self, evaluate: Callable[[Solution], float], limit: float) -> None:
         self.limit = limit
         self.trials: list[Trial] = []
         self._evaluate = evaluate
@@ -67,7 +67,7 @@ class _Log:
         """The reading of the solution's assignment; asked for once only."""
         key = tuple(sorted(solution.assignment.items()))
         if key not in self._known:
-            reading = float(self._evaluate(dict(solution.assignment)))
+            reading = float(self._evaluate(solution))
             if not math.isfinite(reading):
                 raise InputError(
                     f"The budget's function returned {reading}",
@@ -95,18 +95,18 @@ class _Log:
 
 def search(
     problem: Problem,
-    evaluate: Callable[[Mapping[str, int]], float],
+    evaluate: Callable[[Solution], float],
     limit: float,
     *,
     evaluations: int = 16,
     tolerance: float = 0.01,
     gap: float = GAP,
 ) -> Search:
-    """Looks for the most valuable assignment with `evaluate(assignment) <= limit`.
+    """Looks for the most valuable solution with `evaluate(solution) <= limit`.
 
     Args:
         problem: with at least one budget; its costs are the proxies, its budgets hold as well.
-        evaluate: the black box; called with the option of every choice, never twice with the same.
+        evaluate: the black box; never called twice with the same assignment.
         limit: on what it returns.
         evaluations: at most so many calls, at least 2 and one more per budget.
         tolerance: relative; a reading within the limit and this close to it ends the search.
