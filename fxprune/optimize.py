@@ -30,7 +30,15 @@ from fxprune.passes.infer import infer
 from fxprune.passes.slim import slim as slim_by_plan
 from fxprune.passes.verify import verify
 from fxprune.plan import Plan
-from fxprune.prepare import ALIGNMENT, ImportanceName, Loss, Options, Prepared, prepare
+from fxprune.prepare import (
+    ALIGNMENT,
+    ChannelsName,
+    ImportanceName,
+    Loss,
+    Options,
+    Prepared,
+    prepare,
+)
 from fxprune.progress import Tell, shown
 from fxprune.report import META
 from fxprune.summary import summarise
@@ -49,6 +57,7 @@ def optimize(
     multiple_of: int = ALIGNMENT,
     ignore: Sequence[str] = (),
     drop_blocks: bool = True,
+    channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
 ) -> fx.GraphModule:
@@ -70,6 +79,8 @@ def optimize(
         ignore: names or patterns of modules and parameters that keep their width.
         drop_blocks: whole residual blocks may go as well, where that is worth more than narrower
             layers; never one with an ignored part.
+        channels: which channels of a group stay: the most important ones ("ordered"), or those that
+            are worth most beside what stays around them ("refined": slower, never worth less).
         cache: path of the latency cache; a file in the user's cache folder if not given.
         progress: show long steps in the terminal.
 
@@ -86,7 +97,16 @@ def optimize(
     """
     budgets = parse(budget)
     options = Options(
-        data, loss, backend, settings, importance, multiple_of, ignore, cache, drop_blocks
+        data,
+        loss,
+        backend,
+        settings,
+        importance,
+        multiple_of,
+        ignore,
+        cache,
+        drop_blocks,
+        channels,
     )
     needs_latency = any(budget.resource == "latency" for budget in budgets)
     with shown(progress) as tell:
@@ -163,7 +183,8 @@ def _choose(
 
 def _plan(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> Plan:
     sizes, dropped = allocation.sizes, allocation.dropped
-    return plan_of(sizes, prepared.analysis, prepared.importance, meta, dropped)
+    analysis, importance = prepared.analysis, prepared.importance
+    return plan_of(sizes, analysis, importance, meta, dropped, prepared.choose)
 
 
 def _slim(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> fx.GraphModule:

@@ -23,7 +23,7 @@ from fxprune.optimize import gauge_of
 from fxprune.passes.allocate import Allocator, plan_of
 from fxprune.passes.capture import ExampleInputs
 from fxprune.plan import Plan
-from fxprune.prepare import ALIGNMENT, ImportanceName, Loss, Options, prepare
+from fxprune.prepare import ALIGNMENT, ChannelsName, ImportanceName, Loss, Options, prepare
 from fxprune.progress import shown
 from fxprune.units import BASE_UNITS, NAMES, Resource, format_resource
 
@@ -113,6 +113,7 @@ def pareto(
     multiple_of: int = ALIGNMENT,
     ignore: Sequence[str] = (),
     drop_blocks: bool = True,
+    channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
 ) -> Front:
@@ -130,7 +131,16 @@ def pareto(
     if not 2 <= points <= FINEST:
         raise InputError(f"points={points}", fix=f"Ask for 2 to {FINEST}")
     options = Options(
-        data, loss, backend, settings, importance, multiple_of, ignore, cache, drop_blocks
+        data,
+        loss,
+        backend,
+        settings,
+        importance,
+        multiple_of,
+        ignore,
+        cache,
+        drop_blocks,
+        channels,
     )
     with shown(progress) as tell:
         prepared = prepare(model, example_inputs, options, resource == "latency", tell)
@@ -153,7 +163,9 @@ def pareto(
                 continue
             (cost,), solution = allocation.costs, allocation.solution
             sizes, dropped = allocation.sizes, allocation.dropped
-            plan = plan_of(sizes, prepared.analysis, prepared.importance, {}, dropped)
+            plan = plan_of(
+                sizes, prepared.analysis, prepared.importance, {}, dropped, prepared.choose
+            )
             share = cost / dense
             found.append(Point(cost, share, solution.value, solution.bound, plan))
     return Front(resource, tuple(found))

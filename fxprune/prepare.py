@@ -18,10 +18,12 @@ from fxprune.batches import Data
 from fxprune.cache import Cache
 from fxprune.errors import InputError
 from fxprune.gauges import Stopwatch
+from fxprune.passes.allocation.channels import Choose, ordered, refined
 from fxprune.passes.allocation.ladders import Ladder, build_ladders, is_ignored
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.blocks import Block, find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
+from fxprune.passes.glued import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis, infer
 from fxprune.passes.latency import LatencyModel, build_latency_model, measure_layers
@@ -29,6 +31,8 @@ from fxprune.passes.layers import Layer, find_layers
 from fxprune.progress import Tell
 
 Loss = Callable[[Any, Any], Tensor]
+ChannelsName = Literal["ordered", "refined"]
+CHANNELS: Mapping[str, Choose] = {"ordered": ordered, "refined": refined}
 ImportanceName = Literal["auto", "taylor", "magnitude"]
 
 # A channel count that CPU and GPU kernels like; 134 channels run slower than 136 on most of them.
@@ -51,6 +55,7 @@ class Options:
     ignore: Sequence[str] = ()
     cache: str | None = None
     drop_blocks: bool = True
+    channels: ChannelsName = "ordered"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Prepared:
     ladders: Mapping[Atom, Ladder]
     blocks: tuple[Block, ...]
     importance: Importance
+    choose: Choose
     timed: Timed | None
 
     @property
@@ -96,6 +102,8 @@ def prepare(
     inputs = _example_inputs(example_inputs, options.data)
     tell("Capturing the model", 0, 0)
     captured = capture(model, inputs)
+    if backend is not None:
+        require_no_glue(captured.module, "latency is measured on a compiled network")
     analysis = infer(captured)
     ladders = build_ladders(analysis, options.multiple_of, options.ignore)
     blocks = _droppable(captured.module, analysis, options)
@@ -105,13 +113,17 @@ def prepare(
     timed = None
     if backend is not None:
         timed = _time(captured, analysis, layers, ladders, backend, options, tell)
-    return Prepared(captured, analysis, layers, ladders, blocks, importance, timed)
+    return Prepared(
+        captured, analysis, layers, ladders, blocks, importance, CHANNELS[options.channels], timed
+    )
 
 
 def _checked(options: Options) -> Options:
     """The options, refused early where they make no sense; a stream of data becomes a list."""
     if not isinstance(options.multiple_of, int):
         raise InputError(f"multiple_of is {options.multiple_of!r}", fix="Use a whole number")
+    if options.channels not in CHANNELS:
+        raise InputError(f"channels={options.channels!r}", fix=f"Choose from {', '.join(CHANNELS)}")
     if options.settings is not None and not isinstance(options.settings, Settings):
         raise InputError(f"settings is {options.settings!r}", fix="Pass fxprune.Settings(...)")
     ignore = (options.ignore,) if isinstance(options.ignore, str) else options.ignore

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fxprune.axes import Atom
 from fxprune.errors import InputError
+from fxprune.passes.allocation.channels import Choose, ordered
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, factors
@@ -146,13 +147,17 @@ def plan_of(
     importance: Importance,
     meta: Mapping[str, object],
     dropped: Sequence[Block] = (),
+    choose: Choose = ordered,
 ) -> Plan:
-    """Keep the most important positions of every group, and all blocks but the dropped ones."""
+    """Keep so many positions of every group, and all blocks but the dropped ones.
+
+    Args:
+        choose: says which positions.
+    """
+    gone = frozenset().union(*(block.tensors for block in dropped))
+    kept = choose(analysis, importance, sizes, gone)
     return Plan(
-        kept={
-            group.name: tuple(sorted(importance.order[group.atom][: sizes[group.atom]].tolist()))
-            for group in analysis.groups
-        },
+        kept={group.name: tuple(kept[group.atom].tolist()) for group in analysis.groups},
         sizes={group.name: group.size for group in analysis.groups},
         meta=dict(meta),
         dropped=tuple(block.addition for block in dropped),
