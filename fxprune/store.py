@@ -73,6 +73,12 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the file, and create it and its folder if need be."""
         self.path = path
+        if path.is_dir():
+            raise CacheError(
+                "the cache of measurements is one file, and this is a folder",
+                str(path),
+                f"pass {str(path / 'latencies.sqlite')!r}",
+            )
         with self._clear_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(f"{path.name}.lock"))

@@ -305,3 +305,11 @@ def test_eight_writers_at_once_lose_nothing(path: Path) -> None:
     written, wrong = killed_writers(path, rounds=2, writers=8, lifetime_ms=400)
     assert written > 50
     assert wrong == 0
+
+
+def test_a_folder_in_place_of_the_file_is_refused_and_nothing_is_left(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with pytest.raises(CacheError, match="is one file, and this is a folder"):
+        Cache(folder)
+    assert list(tmp_path.rglob("*")) == [folder]

@@ -22,9 +22,14 @@ def deployable(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """
     refuse_unsuitable(module)
     if not isinstance(inputs, tuple) or not all(isinstance(t, Tensor) for t in inputs):
+        found = type(inputs).__name__
+        if isinstance(inputs, tuple):
+            found = f"a tuple of {', '.join(type(t).__name__ for t in inputs)}"
         raise InputError(
-            f"example_inputs must be a tuple of tensors, not {type(inputs).__name__}",
-            fix="pass (x,) for a model that takes one tensor",
+            f"A backend runs on a tuple of tensors, not on {found}",
+            "example_inputs",
+            "Pass (x,) for a model that takes one tensor; wrap a model that takes something else "
+            "in a module whose forward takes the tensors one by one",
         )
     devices = {t.device for t in (*module.parameters(), *module.buffers(), *inputs)}
     if len(devices) > 1:
