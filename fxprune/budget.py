@@ -6,6 +6,7 @@
 "1.2 GMACs"            multiply-accumulates of one forward pass on the example inputs
 "5M params"            parameters
 "20 MB"                of weights (kB, MB, GB decimal; KiB, MiB, GiB binary)
+"2 MB activations"     alive at once; likewise "50% activations"
 Budget(f, limit)       any function of the slim module: f(slim) <= limit
 a list of these        all must hold
 """
@@ -46,6 +47,7 @@ _RELATIVE: Final[dict[str, Resource]] = {
     "parameters": "params",
     "memory": "memory",
     "weights": "memory",
+    "activations": "activations",
 }
 
 
@@ -54,10 +56,13 @@ class Budget:
     """At most `limit` of `resource`.
 
     Args:
-        resource: "latency" (seconds), "macs", "params", "memory" (bytes of weights), or any
-            function of the slim module that returns a number.
+        resource: "latency" (seconds), "macs", "params", "memory" (bytes of weights), "activations"
+            (bytes of intermediate results alive at once), or any function of the slim module that
+            returns a number.
         limit: in the resource's own unit; with `relative`, a fraction of the dense value.
         relative: whether `limit` is a fraction, in (0, 1], of what the dense network uses.
+        backend: where latency is measured, if not where `optimize` measures it: with several
+            budgets, a network can be fast on several backends.
 
     Raises:
         BudgetError: the resource is unknown, or no network could ever use `limit` of it.
@@ -66,12 +71,19 @@ class Budget:
     resource: Resource | Metric
     limit: float
     relative: bool = False
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.resource) and self.resource not in get_args(Resource):
+            known = ", ".join(get_args(Resource))
             raise BudgetError(
                 f"{self.resource!r} is no resource that a budget can limit",
-                fix='Use "latency", "macs", "params", "memory", or a function of the slim module.',
+                fix=f"Use one of {known}, or a function of the slim module.",
+            )
+        if self.backend is not None and self.resource != "latency":
+            what = "a function" if callable(self.resource) else NAMES[self.resource]
+            raise BudgetError(
+                f"A budget on {what} has no backend", fix="Only latency is measured on one."
             )
         if not _is_number(self.limit):
             raise BudgetError(f"The limit of a budget must be a number, not {self.limit!r}")
@@ -98,7 +110,7 @@ class Budget:
     def name(self) -> str:
         """What is limited, in words: the resource, or the name of the function."""
         if isinstance(self.resource, str):
-            return NAMES[self.resource]
+            return NAMES[self.resource] + (f" on {self.backend}" if self.backend else "")
         return getattr(self.resource, "__name__", type(self.resource).__name__)
 
     @property

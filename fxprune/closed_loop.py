@@ -141,11 +141,11 @@ def infeasible(gauge: Gauge, floor: float) -> BudgetError:
     named = isinstance(resource, str)
     limit, least, dense = (
         format_resource(resource, value) if isinstance(resource, str) else f"{value:g}"
-        for value in (gauge.limit, floor, gauge.dense)
+        for value in (gauge.limit, floor, gauge.whole)
     )
     fix = "Allow finer widths with multiple_of=1, or leave less dense with ignore="
-    if named and floor < gauge.dense:
-        fix = f"Ask for {math.ceil(100 * floor / gauge.dense)} % of dense or more. {fix}"
+    if named and floor < gauge.whole:
+        fix = f"Ask for {math.ceil(100 * floor / gauge.whole)} % of dense or more. {fix}"
     return BudgetError(
         f"The budget {gauge.budget.describe()} ({limit}) is out of reach: with every group at "
         f"its smallest width the network still uses {least}, of {dense} dense",

@@ -29,6 +29,8 @@ class Gauge(ABC):
     budget: Budget
     limit: float
     dense: float
+    whole: float
+    """What the dense network uses of the budget's resource: what messages compare with."""
     aim: float = 1.0
     """Share of the limit to aim at, so that noise does not carry the candidate over it."""
     unit: float = 1.0
@@ -51,7 +53,7 @@ class MacsGauge(Gauge):
     def __init__(self, budget: Budget, analysis: Analysis) -> None:
         self.budget = budget
         self._analysis = analysis
-        self.dense = float(costs.macs(analysis))
+        self.dense = self.whole = float(costs.macs(analysis))
         self.limit = budget.resolve(self.dense)
 
     def tables(self, choices: Choices) -> Tables:
@@ -67,7 +69,7 @@ class ParamsGauge(Gauge):
     def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
         self.budget = budget
         self._module, self._analysis = module, analysis
-        self.dense = float(count_params(module))
+        self.dense = self.whole = float(count_params(module))
         self.limit = budget.resolve(self.dense)
 
     def tables(self, choices: Choices) -> Tables:
@@ -83,7 +85,7 @@ class MemoryGauge(Gauge):
     def __init__(self, budget: Budget, module: fx.GraphModule, analysis: Analysis) -> None:
         self.budget = budget
         self._module, self._analysis = module, analysis
-        self.dense = float(weight_bytes(module))
+        self.dense = self.whole = float(weight_bytes(module))
         self.limit = budget.resolve(self.dense)
 
     def tables(self, choices: Choices) -> Tables:
@@ -106,7 +108,7 @@ class MetricGauge(Gauge):
         self.budget = budget
         self.calls = 0
         self._analysis = analysis
-        self.dense = self._evaluate(module)
+        self.dense = self.whole = self._evaluate(module)
         self.limit = budget.resolve(self.dense)
         self.unit = abs(self.dense) * 1e-7 or 1.0
 
@@ -181,7 +183,7 @@ class LatencyGauge(Gauge):
         self, budget: Budget, watch: Stopwatch, build: Callable[[Choices], Tables]
     ) -> None:
         self.budget = budget
-        self.dense = watch.dense.seconds
+        self.dense = self.whole = watch.dense.seconds
         self.limit = budget.resolve(self.dense)
         self._watch = watch
         self._build = build

@@ -12,26 +12,16 @@ from torch import fx, nn
 import fxprune
 from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
-from fxprune.black_box import build_allocator, search_candidate
 from fxprune.budget import Budget, BudgetLike, parse
-from fxprune.closed_loop import Candidate, Slim, close_the_loop
-from fxprune.gauges import (
-    Gauge,
-    LatencyGauge,
-    MacsGauge,
-    MemoryGauge,
-    MetricGauge,
-    ParamsGauge,
-)
-from fxprune.passes.allocate import Allocation, Allocator, plan_of
-from fxprune.passes.allocation.widths import Choices, Tables
+from fxprune.choose import choose
+from fxprune.passes.allocate import Allocation, plan_of
+from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.capture import ExampleInputs, capture
 from fxprune.passes.infer import infer
 from fxprune.passes.slim import slim as slim_by_plan
 from fxprune.passes.verify import verify
 from fxprune.plan import Plan
 from fxprune.prepare import (
-    ALIGNMENT,
     ChannelsName,
     ImportanceName,
     Loss,
@@ -39,7 +29,7 @@ from fxprune.prepare import (
     Prepared,
     prepare,
 )
-from fxprune.progress import Tell, shown
+from fxprune.progress import shown
 from fxprune.report import META
 from fxprune.summary import summarise
 
@@ -54,8 +44,9 @@ def optimize(
     backend: str | Backend = "auto",
     settings: Settings | None = None,
     importance: ImportanceName = "auto",
-    multiple_of: int = ALIGNMENT,
+    multiple_of: int | None = None,
     ignore: Sequence[str] = (),
+    bounds: Mapping[str, Bound] | None = None,
     drop_blocks: bool = True,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
@@ -72,11 +63,14 @@ def optimize(
             them, the first batch of `data` is used.
         data: batches of (inputs, targets) for Taylor importance; a list or a `DataLoader`.
         loss: `loss(outputs, targets)`, a scalar; cross-entropy if not given.
-        backend: the deployment compiler whose latency counts: a name of `fxprune backends`.
+        backend: the deployment compiler whose latency counts: a name of `fxprune backends`. For
+            several at once, give each its own `Budget("latency", ..., backend=...)`.
         settings: precision, threads and so on of that compiler.
         importance: "taylor" (needs data), "magnitude", or "auto": taylor if there is data.
-        multiple_of: alignment of channel counts.
+        multiple_of: alignment of channel counts; what the backend likes, if not given.
         ignore: names or patterns of modules and parameters that keep their width.
+        bounds: the least and the most that may stay, by such names or patterns: whole numbers count
+            channels (or heads), fractions from 0.0 to 1.0 are shares: `{"layer1.*": (0.5, 1.0)}`.
         drop_blocks: whole residual blocks may go as well, where that is worth more than narrower
             layers; never one with an ignored part.
         channels: which channels of a group stay: the most important ones ("ordered"), or those that
@@ -107,21 +101,19 @@ def optimize(
         cache,
         drop_blocks,
         channels,
+        bounds or {},
     )
-    needs_latency = any(budget.resource == "latency" for budget in budgets)
+    places = [budget.backend for budget in budgets if budget.resource == "latency"]
     with shown(progress) as tell:
-        prepared = prepare(model, example_inputs, options, needs_latency, tell)
-        gauges = [gauge_of(budget, prepared) for budget in budgets]
+        prepared = prepare(model, example_inputs, options, places, tell)
         tell("Allocating widths and blocks", 0, 0)
         meta = _meta(budgets, prepared)
-        allocator, candidate = _choose(prepared, gauges, partial(_slim, prepared, meta), tell)
+        choice = choose(prepared, budgets, partial(_slim, prepared, meta), tell)
+        candidate = choice.candidate
         tell("Verifying against the masked original", 0, 0)
         plan = _plan(prepared, meta, candidate.allocation)
         verification = verify(prepared.captured, prepared.analysis, plan, candidate.module)
-    timed = prepared.timed
-    latency = timed.model(allocator.choices) if timed is not None else None
-    calls = sum(gauge.calls for gauge in gauges if isinstance(gauge, MetricGauge))
-    report = summarise(prepared, candidate, verification, latency, budgets, calls)
+    report = summarise(prepared, choice, verification, budgets)
     candidate.module.meta[META] = {"plan": plan, "report": report}
     return candidate.module
 
@@ -139,46 +131,6 @@ def apply(model: nn.Module, plan: Plan, example_inputs: ExampleInputs) -> fx.Gra
     verify(captured, analysis, plan, slim)
     slim.meta[META] = {"plan": plan}
     return slim
-
-
-def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
-    """How a budget is predicted and measured on this model."""
-    if budget.resource == "latency":
-        timed = prepared.timed
-        assert timed is not None
-
-        def tables(choices: Choices) -> Tables:
-            return timed.model(choices).tables
-
-        return LatencyGauge(budget, timed.watch, tables)
-    if budget.resource == "macs":
-        return MacsGauge(budget, prepared.analysis)
-    if budget.resource == "params":
-        return ParamsGauge(budget, prepared.module, prepared.analysis)
-    if budget.resource == "memory":
-        return MemoryGauge(budget, prepared.module, prepared.analysis)
-    return MetricGauge(budget, prepared.module, prepared.analysis)
-
-
-def _choose(
-    prepared: Prepared, gauges: Sequence[Gauge], slim: Slim, tell: Tell
-) -> tuple[Allocator, Candidate]:
-    """The best network that keeps all budgets, by the way that suits them."""
-    step = partial(tell, "Slimming and measuring")
-    functions = [gauge for gauge in gauges if isinstance(gauge, MetricGauge)]
-    if len(functions) == 1 and prepared.timed is None:
-        exact = [gauge for gauge in gauges if gauge is not functions[0]]
-        allocator = build_allocator(prepared, exact)
-        return allocator, search_candidate(functions[0], exact, allocator, slim, step)
-    allocator = Allocator.build(
-        prepared.analysis,
-        prepared.ladders,
-        prepared.importance,
-        [gauge.tables for gauge in gauges],
-        [gauge.unit for gauge in gauges],
-        prepared.blocks,
-    )
-    return allocator, close_the_loop(gauges, allocator, slim, step)
 
 
 def _plan(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> Plan:
@@ -199,9 +151,9 @@ def _meta(budgets: Sequence[Budget], prepared: Prepared) -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    timed = prepared.timed
-    if timed is not None:
-        meta["backend"] = timed.backend.version()
-        meta["device"] = timed.backend.device()
-        meta["settings"] = timed.settings.to_json()
+    if prepared.timed:
+        places = list(prepared.timed.values())
+        meta["backend"] = [timed.backend.version() for timed in places]
+        meta["device"] = [timed.backend.device() for timed in places]
+        meta["settings"] = places[0].settings.to_json()
     return meta

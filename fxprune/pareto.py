@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,20 @@ from torch import nn
 from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
 from fxprune.budget import Budget
+from fxprune.choose import gauge_of
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
-from fxprune.optimize import gauge_of
 from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.capture import ExampleInputs
 from fxprune.plan import Plan
-from fxprune.prepare import ALIGNMENT, ChannelsName, ImportanceName, Loss, Options, prepare
+from fxprune.prepare import ChannelsName, ImportanceName, Loss, Options, prepare
 from fxprune.progress import shown
-from fxprune.units import BASE_UNITS, NAMES, Resource, format_resource
+from fxprune.units import NAMES, Resource, format_resource
 
 FINEST = 400
+# Those that one table tells; activation memory is the largest of many sums.
+RESOURCES = ("latency", "macs", "params", "memory")
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ def pareto(
     backend: str | Backend = "auto",
     settings: Settings | None = None,
     importance: ImportanceName = "auto",
-    multiple_of: int = ALIGNMENT,
+    multiple_of: int | None = None,
     ignore: Sequence[str] = (),
+    bounds: Mapping[str, Bound] | None = None,
     drop_blocks: bool = True,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
@@ -126,8 +130,8 @@ def pareto(
         resource: "latency", "macs", "params" or "memory".
         points: how many.
     """
-    if resource not in BASE_UNITS:
-        raise InputError(f"resource={resource!r}", fix=f"Choose from {', '.join(BASE_UNITS)}")
+    if resource not in RESOURCES:
+        raise InputError(f"resource={resource!r}", fix=f"Choose from {', '.join(RESOURCES)}")
     if not 2 <= points <= FINEST:
         raise InputError(f"points={points}", fix=f"Ask for 2 to {FINEST}")
     options = Options(
@@ -141,9 +145,11 @@ def pareto(
         cache,
         drop_blocks,
         channels,
+        bounds or {},
     )
     with shown(progress) as tell:
-        prepared = prepare(model, example_inputs, options, resource == "latency", tell)
+        places = [None] if resource == "latency" else []
+        prepared = prepare(model, example_inputs, options, places, tell)
         gauge = gauge_of(Budget(resource, 1.0, relative=True), prepared)
         tell("Solving for the whole front", 0, 0)
         allocator = Allocator.build(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -19,11 +20,11 @@ from fxprune.cache import Cache
 from fxprune.errors import InputError
 from fxprune.gauges import Stopwatch
 from fxprune.passes.allocation.channels import Choose, ordered, refined
-from fxprune.passes.allocation.ladders import Ladder, build_ladders, is_ignored
+from fxprune.passes.allocation.ladders import Bound, Ladder, build_ladders, is_ignored
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.blocks import Block, find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
-from fxprune.passes.glued import require_no_glue
+from fxprune.passes.glue.module import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis, infer
 from fxprune.passes.latency import LatencyModel, build_latency_model, measure_layers
@@ -35,8 +36,8 @@ ChannelsName = Literal["ordered", "refined"]
 CHANNELS: Mapping[str, Choose] = {"ordered": ordered, "refined": refined}
 ImportanceName = Literal["auto", "taylor", "magnitude"]
 
-# A channel count that CPU and GPU kernels like; 134 channels run slower than 136 on most of them.
-ALIGNMENT = 8
+# Where no backend is asked; 134 channels run slower than 136 on most of them.
+ALIGNMENT = Backend.alignment
 
 # Batches taken from data that can be gone through only once.
 STREAMED = 32
@@ -51,11 +52,12 @@ class Options:
     backend: str | Backend = "auto"
     settings: Settings | None = None
     importance: ImportanceName = "auto"
-    multiple_of: int = ALIGNMENT
+    multiple_of: int | None = None
     ignore: Sequence[str] = ()
     cache: str | None = None
     drop_blocks: bool = True
     channels: ChannelsName = "ordered"
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ class Timed:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model, captured and understood."""
+    """A model, captured and understood.
+
+    Attributes:
+        timed: on each backend whose latency counts, by the name that a budget gives; None is the
+            backend that `optimize` was given.
+    """
 
     captured: Captured
     analysis: Analysis
@@ -79,7 +86,7 @@ class Prepared:
     blocks: tuple[Block, ...]
     importance: Importance
     choose: Choose
-    timed: Timed | None
+    timed: Mapping[str | None, Timed]
 
     @property
     def module(self) -> fx.GraphModule:
@@ -91,28 +98,40 @@ def prepare(
     model: nn.Module,
     example_inputs: ExampleInputs | None,
     options: Options,
-    needs_latency: bool,
+    places: Iterable[str | None],
     tell: Tell,
 ) -> Prepared:
-    """Capture `model`, infer its axes, judge its channels and, if asked for, time its kernels."""
+    """Capture `model`, infer its axes, judge its channels, and time its kernels.
+
+    Args:
+        places: the backends whose latency counts, as in `Prepared.timed`.
+    """
     options = _checked(options)
-    backend = get_backend(options.backend, _device_type(model)) if needs_latency else None
-    if backend is not None:
+    device = _device_type(model)
+    backends = {
+        place: get_backend(options.backend if place is None else place, device)
+        for place in dict.fromkeys(places)
+    }
+    if backends:
         Cache(options.cache).close()  # a cache that cannot be used is refused before any work
     inputs = _example_inputs(example_inputs, options.data)
     tell("Capturing the model", 0, 0)
     captured = capture(model, inputs)
-    if backend is not None:
+    if backends:
         require_no_glue(captured.module, "latency is measured on a compiled network")
     analysis = infer(captured)
-    ladders = build_ladders(analysis, options.multiple_of, options.ignore)
+    alignment = options.multiple_of
+    if alignment is None:
+        alignment = math.lcm(*(b.alignment for b in backends.values())) if backends else ALIGNMENT
+    ladders = build_ladders(analysis, alignment, options.ignore, options.bounds)
     blocks = _droppable(captured.module, analysis, options)
     _require_something_to_slim(analysis, model)
     importance = _judge(captured.module, analysis, options, tell)
     layers = find_layers(captured.module, analysis)
-    timed = None
-    if backend is not None:
-        timed = _time(captured, analysis, layers, ladders, backend, options, tell)
+    timed = {
+        place: _time(captured, analysis, layers, ladders, backend, options, alignment, tell)
+        for place, backend in backends.items()
+    }
     return Prepared(
         captured, analysis, layers, ladders, blocks, importance, CHANNELS[options.channels], timed
     )
@@ -120,7 +139,7 @@ def prepare(
 
 def _checked(options: Options) -> Options:
     """The options, refused early where they make no sense; a stream of data becomes a list."""
-    if not isinstance(options.multiple_of, int):
+    if not isinstance(options.multiple_of, (int, type(None))):
         raise InputError(f"multiple_of is {options.multiple_of!r}", fix="Use a whole number")
     if options.channels not in CHANNELS:
         raise InputError(f"channels={options.channels!r}", fix=f"Choose from {', '.join(CHANNELS)}")
@@ -150,13 +169,14 @@ def _example_inputs(example_inputs: ExampleInputs | None, data: Data | None) -> 
 
 
 def _droppable(module: fx.GraphModule, analysis: Analysis, options: Options) -> tuple[Block, ...]:
-    """The residual blocks that may go: all but those with a part that is to keep its width."""
+    """The residual blocks that may go: all but those with a part that is to keep some width."""
     if not options.drop_blocks:
         return ()
+    wanted = [*options.ignore, *(name for name, (least, _) in options.bounds.items() if least > 0)]
     return tuple(
         block
         for block in find_blocks(module, analysis)
-        if not any(is_ignored(tensor, options.ignore) for tensor in block.tensors)
+        if not any(is_ignored(tensor, wanted) for tensor in block.tensors)
     )
 
 
@@ -207,6 +227,7 @@ def _time(
     ladders: Mapping[Atom, Ladder],
     backend: Backend,
     options: Options,
+    alignment: int,
     tell: Tell,
 ) -> Timed:
     """Measure the dense network and the kernels it is made of."""
@@ -220,7 +241,7 @@ def _time(
             backend,
             settings,
             batches.device_of(captured.module).type,
-            options.multiple_of,
+            alignment,
             store,
             partial(tell, "Measuring kernels"),
         )

@@ -8,7 +8,7 @@ from torch import fx
 
 from fxprune.axes import kept_size
 from fxprune.budget import Budget
-from fxprune.closed_loop import Candidate
+from fxprune.choose import Choice
 from fxprune.gauges import count_params, weight_bytes
 from fxprune.measure import Measurement
 from fxprune.passes import verify
@@ -23,14 +23,17 @@ from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Round, Si
 
 def summarise(
     prepared: Prepared,
-    candidate: Candidate,
+    choice: Choice,
     verification: verify.Verification,
-    latency: LatencyModel | None,
     budgets: Sequence[Budget],
-    calls: int,
 ) -> Report:
-    """Dense and slim side by side, layer by layer, with certificate and verification."""
-    analysis, timed = prepared.analysis, prepared.timed
+    """Dense and slim side by side, layer by layer, with certificate and verification.
+
+    Where several backends count, latencies are those of the first.
+    """
+    analysis, candidate = prepared.analysis, choice.candidate
+    timed = next(iter(prepared.timed.values()), None)
+    latency = timed.model(choice.allocator.choices) if timed is not None else None
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     times = timed.watch.times.get(candidate.module) if timed is not None else None
@@ -41,7 +44,7 @@ def summarise(
         ),
         layers=_rows(prepared.layers, allocation, latency),
         budget=", ".join(budget.describe() for budget in budgets),
-        backend=timed.backend.version() if timed is not None else "",
+        backend=", ".join(t.backend.version() for t in prepared.timed.values()),
         frozen=tuple(
             FrozenPlace(", ".join(place.members), place.reason) for place in frozen_places(analysis)
         ),
@@ -49,7 +52,7 @@ def summarise(
         verification=Verification(
             verification.max_error, verification.nodes, verification.worst_node
         ),
-        calls=calls,
+        calls=choice.calls,
         dropped=tuple(map(str, allocation.dropped)),
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal
 
-Resource = Literal["latency", "macs", "params", "memory"]
+Resource = Literal["latency", "macs", "params", "memory", "activations"]
 
 _PREFIXES: Final = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
@@ -21,6 +21,11 @@ FACTORS: Final[Mapping[str, tuple[Resource, float]]] = {
     **{f"{p.lower()}parameters": ("params", f) for p, f in _PREFIXES},
     **{f"{p.lower()}b": ("memory", f) for p, f in _PREFIXES},
     **{f"{p}ib": ("memory", f) for p, f in (("k", 2.0**10), ("m", 2.0**20), ("g", 2.0**30))},
+    **{f"{p.lower()}bactivations": ("activations", f) for p, f in _PREFIXES},
+    **{
+        f"{p}ibactivations": ("activations", f)
+        for p, f in (("k", 2.0**10), ("m", 2.0**20), ("g", 2.0**30))
+    },
 }
 """Lower-case unit -> what it counts, and how many of the base unit (s, 1, 1, bytes) it is."""
 
@@ -29,6 +34,7 @@ BASE_UNITS: Final[Mapping[str, str]] = {
     "macs": "MACs",
     "params": "parameters",
     "memory": "bytes",
+    "activations": "bytes",
 }
 
 NAMES: Final[Mapping[str, str]] = {
@@ -36,6 +42,7 @@ NAMES: Final[Mapping[str, str]] = {
     "macs": "MACs",
     "params": "parameters",
     "memory": "weight memory",
+    "activations": "activation memory",
 }
 
 
@@ -65,7 +72,7 @@ def format_resource(resource: Resource, amount: float) -> str:
     """An amount of a resource in its own unit, for messages and tables."""
     if resource == "latency":
         return format_seconds(amount)
-    if resource == "memory":
+    if resource in ("memory", "activations"):
         return format_bytes(amount)
     unit = "MACs" if resource == "macs" else "parameters"
     text = format_count(amount)

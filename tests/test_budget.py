@@ -34,6 +34,9 @@ from fxprune.errors import BudgetError
         ("20 MB", "memory", 20e6, False),
         ("20 MiB", "memory", 20 * 2**20, False),
         ("25% memory", "memory", 0.25, True),
+        ("2 MB activations", "activations", 2e6, False),
+        ("512 KiB activations", "activations", 512 * 2**10, False),
+        ("50% activations", "activations", 0.5, True),
     ],
 )
 def test_every_documented_form_parses(text, resource, limit, relative):
@@ -152,3 +155,9 @@ def test_a_dense_value_that_cannot_be_compared_with_is_refused(dense):
 )
 def test_a_budget_describes_itself(budget, phrase):
     assert str(parse(budget)[0]) == phrase
+
+
+def test_only_latency_has_a_backend():
+    assert Budget("latency", 0.5, relative=True, backend="eager").name == "latency on eager"
+    with pytest.raises(BudgetError, match="MACs has no backend"):
+        Budget("macs", 0.5, relative=True, backend="eager")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -17,16 +17,28 @@ FEWEST = 4
 MOST = 64
 
 
+# The least and the most that a group may keep: counts of positions, or shares of the dense width.
+Bound = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Ladder:
-    """The widths that one group may take, ascending; the last is the dense one."""
+    """The widths that one group may take, ascending; the last is the dense one.
+
+    Attributes:
+        whole: whether the dense width may be taken, or is only there to compare with.
+    """
 
     group: Group
     widths: tuple[int, ...]
+    whole: bool = True
 
 
 def build_ladders(
-    analysis: Analysis, multiple_of: int, ignore: Sequence[str] = ()
+    analysis: Analysis,
+    multiple_of: int,
+    ignore: Sequence[str] = (),
+    bounds: Mapping[str, Bound] | None = None,
 ) -> dict[Atom, Ladder]:
     """Widths in steps that keep the channels of every member a multiple of `multiple_of`.
 
@@ -34,20 +46,78 @@ def build_ladders(
         analysis: the groups.
         multiple_of: alignment of channel counts that the backend likes.
         ignore: names or patterns (`fnmatch`) of modules or parameters that keep their width.
+        bounds: the least and the most that the groups of such modules or parameters may keep. Whole
+            numbers count positions, fractions from 0.0 to 1.0 are shares of the dense width.
 
     Raises:
-        InputError: a pattern of `ignore` matches nothing.
+        InputError: a pattern matches nothing, or a bound makes no sense.
     """
     if multiple_of < 1:
         raise InputError(f"multiple_of is {multiple_of}", fix="Use a whole number from 1 on")
     _check_patterns(analysis, ignore)
+    bounds = bounds or {}
+    _check_bounds(analysis, bounds)
     return {
-        group.atom: Ladder(
-            group,
-            (group.size,) if _ignored(group, ignore) else _widths(group, analysis, multiple_of),
-        )
+        group.atom: Ladder(group, (group.size,))
+        if _ignored(group, ignore)
+        else _bounded(group, _widths(group, analysis, multiple_of), bounds)
         for group in analysis.groups
     }
+
+
+def _bounded(group: Group, widths: tuple[int, ...], bounds: Mapping[str, Bound]) -> Ladder:
+    """The ladder of `group` within every bound that names it."""
+    ranges = [
+        _positions(bound, group.size)
+        for pattern, bound in bounds.items()
+        if any(_matches(pattern, member.tensor) for member in group.members)
+    ]
+    least = max((least for least, _ in ranges), default=1)
+    most = min((most for _, most in ranges), default=group.size)
+    if least > most:
+        raise InputError(
+            f"bounds leave no width for the group {group.name} of {group.size}",
+            f"at least {least} and at most {most} positions",
+            "Groups are kept together: give their members bounds that overlap",
+        )
+    within = tuple(width for width in widths if least <= width <= most) or (most,)
+    if most == group.size:
+        return Ladder(group, within)
+    return Ladder(group, (*within, group.size), whole=False)
+
+
+def _positions(bound: Bound, size: int) -> tuple[int, int]:
+    """A bound in positions of a group of `size`, one at least."""
+    least, most = bound
+    low = least if isinstance(least, int) else math.ceil(least * size - 1e-9)
+    high = most if isinstance(most, int) else math.floor(most * size + 1e-9)
+    return min(max(1, low), size), min(max(1, high), size)
+
+
+def _check_bounds(analysis: Analysis, bounds: Mapping[str, Bound]) -> None:
+    if not isinstance(bounds, Mapping):
+        raise InputError(f"bounds is {bounds!r}", fix='Pass a dict like {"layer1": (0.5, 1.0)}')
+    names = {member.tensor for group in analysis.groups for member in group.members}
+    for pattern, bound in bounds.items():
+        where = f"bounds[{pattern!r}] is {bound!r}"
+        if not (isinstance(bound, (tuple, list)) and len(bound) == 2 and all(map(_is_end, bound))):
+            raise InputError(
+                where,
+                fix="Give (least, most): whole numbers of positions, or shares from 0.0 to 1.0",
+            )
+        if type(bound[0]) is type(bound[1]) and bound[0] > bound[1]:
+            raise InputError(f"{where}: the least is more than the most")
+        if not any(_matches(pattern, name) for name in names):
+            raise InputError(
+                f"bounds names {pattern!r}, which matches no module or parameter with a group",
+                fix=f"Names look like {next(iter(sorted(names)), 'layer1.conv.weight')!r}",
+            )
+
+
+def _is_end(end: object) -> bool:
+    if isinstance(end, bool):
+        return False
+    return (isinstance(end, int) and end >= 0) or (isinstance(end, float) and 0 <= end <= 1)
 
 
 def _widths(group: Group, analysis: Analysis, multiple_of: int) -> tuple[int, ...]:

@@ -60,6 +60,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
+        self.sums += [_all_but_dense(rung) for rung in self.ladders.values() if not rung.whole]
         for block in self.blocks:
             self.domains[block.addition] = (0, 1)
             self.gates |= dict.fromkeys(block.gone | block.tensors, block.addition)
@@ -134,6 +135,13 @@ class SeparateChoices(Choices):
     def width(self, axis: Axis) -> Width:
         """The width of `axis` over its groups themselves."""
         return self.direct(axis, self.live(axis))
+
+
+def _all_but_dense(ladder: Ladder) -> SparseFactor:
+    """Allows every width of `ladder` but the last."""
+    rows = np.arange(len(ladder.widths) - 1, dtype=np.int64)[:, None]
+    cost, value = np.zeros((0, len(rows)), dtype=np.int64), np.zeros(len(rows))
+    return SparseFactor(f"bound of {ladder.group.name}", (ladder.group.name,), rows, cost, value)
 
 
 def _linear(

@@ -1,0 +1,119 @@
+"""The best network that keeps all budgets, by the way of searching that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fxprune.black_box import build_allocator, search_candidate
+from fxprune.budget import Budget
+from fxprune.closed_loop import Candidate, Slim, close_the_loop
+from fxprune.gauges import (
+    Gauge,
+    LatencyGauge,
+    MacsGauge,
+    MemoryGauge,
+    MetricGauge,
+    ParamsGauge,
+)
+from fxprune.passes.allocate import Allocator
+from fxprune.passes.allocation.widths import Choices, Tables
+from fxprune.peaks import Peak, binding
+from fxprune.prepare import Prepared
+from fxprune.progress import Tell
+from fxprune.reach import warn_of_frozen_parts
+
+Search = Callable[[Sequence[Gauge]], tuple[Allocator, Candidate]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network that was chosen.
+
+    Attributes:
+        allocator: the problem that it solves.
+        calls: how often budgets that are functions were called.
+    """
+
+    candidate: Candidate
+    allocator: Allocator
+    calls: int
+
+
+def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell) -> Choice:
+    """The most valuable network found that keeps every budget, as measured.
+
+    Raises:
+        BudgetError: no network within reach keeps them; with the least that can be reached.
+    """
+    peaks = [
+        Peak.of(budget, prepared.module, prepared.analysis, prepared.blocks)
+        for budget in budgets
+        if budget.resource == "activations"
+    ]
+    gauges = [gauge_of(b, prepared) for b in budgets if b.resource != "activations"]
+    for gauge in gauges:
+        warn_of_frozen_parts(prepared, gauge)
+    functions = [gauge for gauge in gauges if isinstance(gauge, MetricGauge)]
+    step = partial(tell, "Slimming and measuring")
+    find: Search = partial(_by_loop, prepared, slim, step)
+    if len(functions) == 1 and not prepared.timed:
+        gauges = [gauge for gauge in gauges if gauge is not functions[0]]
+        find = partial(_by_search, prepared, functions[0], slim, step)
+    if peaks:
+        gauges = binding(peaks, gauges, partial(_build, prepared))
+    while True:
+        allocator, candidate = find(gauges)
+        # What measuring changed may have brought another moment to the fore.
+        exceeded = [gauge for peak in peaks for gauge in peak.exceeded(candidate.allocation)]
+        if not exceeded:
+            return Choice(candidate, allocator, sum(gauge.calls for gauge in functions))
+        gauges = [*gauges, *exceeded]
+
+
+def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
+    """How a budget, other than one on activations, is predicted and measured on this model."""
+    if budget.resource == "latency":
+        timed = prepared.timed[budget.backend]
+
+        def tables(choices: Choices) -> Tables:
+            return timed.model(choices).tables
+
+        return LatencyGauge(budget, timed.watch, tables)
+    if budget.resource == "macs":
+        return MacsGauge(budget, prepared.analysis)
+    if budget.resource == "params":
+        return ParamsGauge(budget, prepared.module, prepared.analysis)
+    if budget.resource == "memory":
+        return MemoryGauge(budget, prepared.module, prepared.analysis)
+    return MetricGauge(budget, prepared.module, prepared.analysis)
+
+
+def _build(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
+    return Allocator.build(
+        prepared.analysis,
+        prepared.ladders,
+        prepared.importance,
+        [gauge.tables for gauge in gauges],
+        [gauge.unit for gauge in gauges],
+        prepared.blocks,
+    )
+
+
+def _by_loop(
+    prepared: Prepared, slim: Slim, step: Callable[[int, int], None], gauges: Sequence[Gauge]
+) -> tuple[Allocator, Candidate]:
+    allocator = _build(prepared, gauges)
+    return allocator, close_the_loop(gauges, allocator, slim, step)
+
+
+def _by_search(
+    prepared: Prepared,
+    function: MetricGauge,
+    slim: Slim,
+    step: Callable[[int, int], None],
+    gauges: Sequence[Gauge],
+) -> tuple[Allocator, Candidate]:
+    allocator = build_allocator(prepared, gauges)
+    return allocator, search_candidate(function, gauges, allocator, slim, step)
