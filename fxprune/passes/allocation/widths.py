@@ -4,7 +4,8 @@ The width of an axis is a number for each combination of the widths of its group
 sums of such tables by the choices that they depend on, which become the factors of the problem.
 
 A concatenation of many groups would give a table with many dimensions. Its width is a choice of its
-own instead, tied to those of its parts by running sums, which networks with dense links share.
+own instead, tied to those of its parts by running sums, which networks with dense links share. So
+is a product of groups (as group norms and attention heads make) where tables would grow too large.
 
 A residual block that may be dropped is a choice between 0 (dropped) and 1 (kept), with which the
 tables of whatever lies in the block are multiplied.
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ IntArray = NDArray[np.int64]
 # Tables over more choices than this are replaced by sums of main effects.
 MOST_CHOICES = 3
 LARGEST_TABLE = 2_000_000
+# Widths of more combinations than this are not made choices of their own.
+MOST_COMBINATIONS = 20_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Width:
     """Width over the options of one choice, while all others are dense."""
     grid: Callable[[], IntArray]
     """Width over all combinations of options, one dimension per choice."""
+    derive: Callable[[], Width] | None = None
+    """Makes it a choice of its own, and the only one that the width depends on."""
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Choices:
     domains: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sums: list[SparseFactor] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
+    derived: dict[tuple[tuple[str, ...], bytes], Width] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
@@ -103,7 +110,27 @@ class Choices:
             )
             for ladder in live
         }
-        return Width(tuple(along), axis.size, along, grid)
+        scope = tuple(along)
+        combinations = math.prod(len(ladder.widths) for ladder in live)
+        small = len(scope) > 1 and combinations <= MOST_COMBINATIONS
+        derive = partial(self._derive, scope, grid) if small else None
+        return Width(scope, axis.size, along, grid, derive)
+
+    def _derive(self, scope: tuple[str, ...], grid: Callable[[], IntArray]) -> Width:
+        """The width as a choice of its own, among the values that it can take."""
+        sizes = grid()
+        key = (scope, sizes.tobytes())
+        if key not in self.derived:
+            widths, places = np.unique(sizes, return_inverse=True)
+            name = f"width {len(self.derived)} of {', '.join(scope)}"
+            options = np.stack([*np.unravel_index(np.arange(sizes.size), sizes.shape)], axis=1)
+            rows = np.concatenate([options, places.reshape(-1, 1)], axis=1)
+            nothing = np.zeros((0, len(rows)), dtype=np.int64)
+            tie = SparseFactor(name, (*scope, name), rows, nothing, np.zeros(len(rows)))
+            self.sums.append(tie)
+            self.domains[name] = tuple(widths.tolist())
+            self.derived[key] = Width((name,), int(widths[-1]), {name: widths}, lambda: widths)
+        return self.derived[key]
 
     def _running_sum(self, terms: Sequence[tuple[Atom, int]], constant: int) -> Width:
         """`constant + sum of times * width`, built up one group after the other."""
@@ -134,7 +161,7 @@ class SeparateChoices(Choices):
 
     def width(self, axis: Axis) -> Width:
         """The width of `axis` over its groups themselves."""
-        return self.direct(axis, self.live(axis))
+        return replace(self.direct(axis, self.live(axis)), derive=None)
 
 
 def _all_but_dense(ladder: Ladder) -> SparseFactor:
@@ -195,13 +222,21 @@ class Tables:
         self, widths: Sequence[Width], function: Callable[..., Array], gate: str | None = None
     ) -> None:
         """Add `function(*sizes)`, evaluated on every combination of the choices involved."""
-        scope = tuple(dict.fromkeys(name for width in widths for name in width.scope))
-        shape = [len(self.domains[name]) for name in scope]
+        scope, shape = self._space(widths)
         if not fits(shape):
-            self._add_main_effects(widths, scope, function, gate)
-            return
+            derived = [width.derive() if width.derive else width for width in widths]
+            if not fits(self._space(derived)[1]):
+                self._add_main_effects(widths, scope, function, gate)
+                return
+            widths = derived
+            scope, shape = self._space(widths)
         sizes = [_spread(width, scope) for width in widths]
         self.add(scope, np.broadcast_to(function(*sizes), shape).astype(np.float64), gate)
+
+    def _space(self, widths: Sequence[Width]) -> tuple[tuple[str, ...], list[int]]:
+        """The choices that `widths` depend on, and how many options each has."""
+        scope = tuple(dict.fromkeys(name for width in widths for name in width.scope))
+        return scope, [len(self.domains[name]) for name in scope]
 
     def _add_main_effects(
         self,
