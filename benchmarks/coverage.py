@@ -1,19 +1,22 @@
-"""Which networks can be slimmed: every classification model of torchvision, random weights.
+"""Which networks can be slimmed: every model of torchvision, random weights.
 
     python -m benchmarks.coverage                     every classification model
     python -m benchmarks.coverage resnet18 vit_b_16   these models only
     python -m benchmarks.coverage --out docs/coverage.md
+    python -m benchmarks.coverage --kind detection segmentation flow video
 
 Each model is captured, its axes are inferred, it is slimmed to half its MACs by magnitude and
 verified against the masked original; then the slim model must give outputs of the original shape at
-batch 1 and 2, and go through `torch.export` and ONNX export. A step that fails is named in the last
-column.
+batch 1 and 2, and go through `torch.export` and ONNX export. A detector keeps its Python glue: it
+must predict on two images of other sizes, give finite losses and gradients in training, and its
+captured backbone goes through the exports. A step that fails is named in the last column.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 import io
 import time
 import warnings
@@ -21,14 +24,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import fxprune
 from fxprune.passes.capture import capture
 from fxprune.passes.frozen import frozen_places, prunable_share
+from fxprune.passes.glue.module import GluedModule
 from fxprune.passes.infer import infer
 
 FAMILIES = (
@@ -37,6 +43,19 @@ FAMILIES = (
 )  # fmt: skip
 MORE = ("alexnet", "vit", "swin", "maxvit")
 SIZES = {"inception_v3": 299}
+# Modest inputs: what a network costs is no matter here. (batch, channels, frames, height, width)
+KINDS = {
+    "detection": torchvision.models.detection,
+    "segmentation": torchvision.models.segmentation,
+    "flow": torchvision.models.optical_flow,
+    "video": torchvision.models.video,
+}
+CLIPS = {"mvit": (16, 224, 224), "s3d": (16, 224, 224), "swin3d": (8, 64, 64)}
+CLIP = (8, 56, 56)
+FRAME, MAP, SIDE = 128, 129, 160
+FEWER = {
+    "min_size": SIDE, "max_size": SIDE, "rpn_post_nms_top_n_test": 50, "box_detections_per_img": 5,
+}  # fmt: skip
 COLUMNS = (
     "model", "captured by", "prunable", "MACs kept", "error", "capture", "infer", "optimize",
     "export", "ONNX", "failed",
@@ -70,20 +89,51 @@ def main() -> None:
     """Run the models that are asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="names of torchvision models; all if none")
+    parser.add_argument(
+        "--kind", nargs="+", choices=["classification", *KINDS], default=["classification"]
+    )
     parser.add_argument("--out", type=Path, help="also write the table as Markdown")
     arguments = parser.parse_args()
     rows = []
     print(" | ".join(COLUMNS), flush=True)
-    for name in arguments.models or family_models():
+    for name in arguments.models or [name for kind in arguments.kind for name in models_of(kind)]:
         row = try_model(name)
         rows.append(row)
         print(" | ".join(row.cells()), flush=True)
         if arguments.out is not None:
-            arguments.out.write_text(as_markdown(rows), encoding="utf-8")
+            arguments.out.write_text(as_markdown(rows, arguments.kind), encoding="utf-8")
         gc.collect()
     failures = [row.model for row in rows if row.failed]
     print(f"{len(rows)} models, {len(failures)} failed: {', '.join(failures) or 'none'}")
     raise SystemExit(bool(failures))
+
+
+def models_of(kind: str) -> list[str]:
+    """Every model of one kind, small ones first."""
+    if kind == "classification":
+        return family_models()
+    names = torchvision.models.list_models(module=KINDS[kind])
+    return sorted(names, key=number_of_parameters)
+
+
+def kind_of(name: str) -> str:
+    """The kind that a model is of."""
+    kinds = (k for k, module in KINDS.items() if name in torchvision.models.list_models(module))
+    return next(kinds, "classification")
+
+
+def inputs_of(name: str, batch: int = 1) -> tuple[Any, ...]:
+    """What a model is called with."""
+    kind = kind_of(name)
+    if kind == "detection":
+        return ([torch.rand(3, SIDE - 30 * i, SIDE - 10) for i in range(batch)],)
+    if kind == "flow":
+        return (torch.rand(batch, 3, FRAME, FRAME), torch.rand(batch, 3, FRAME, FRAME))
+    if kind == "video":
+        shape = next((s for prefix, s in CLIPS.items() if name.startswith(prefix)), CLIP)
+        return (torch.randn(batch, 3, *shape),)
+    size = MAP if kind == "segmentation" else SIZES.get(name, 224)
+    return (torch.randn(batch, 3, size, size),)
 
 
 def family_models() -> list[str]:
@@ -115,45 +165,85 @@ def try_model(name: str) -> Row:
 def _run(name: str, row: Row) -> None:
     torch.manual_seed(0)
     model = build(name)
-    size = SIZES.get(name, 224)
-    image = torch.randn(1, 3, size, size)
+    inputs = inputs_of(name)
     with timed(row, "capture"):
-        captured = capture(model, (image,))
+        captured = capture(model, inputs)
     row.how = captured.capture
     with timed(row, "infer"):
         analysis = infer(captured)
     row.prunable = prunable_share(analysis)
     row.frozen = tuple(place.reason for place in frozen_places(analysis))
+    first = captured.example_inputs[:1]
     del captured, analysis
     with timed(row, "optimize"):
-        slim = fxprune.optimize(model, "50% MACs", (image,), importance="magnitude", progress=False)
+        slim = fxprune.optimize(model, "50% MACs", inputs, importance="magnitude", progress=False)
     report = fxprune.report(slim)
     row.macs = report.slim.macs / report.dense.macs
     row.error = report.verification.max_relative_error if report.verification else float("nan")
     require(row.macs <= 0.5, "more than half of the MACs are left")
-    same_shapes(model, slim, size)
+    if isinstance(slim, GluedModule):
+        detects_and_trains(slim)
+        slim, inputs = slim.get_submodule("backbone"), first
+    else:
+        same_shapes(model, slim, name)
+    slim = slim.eval()
     with timed(row, "export"):
-        torch.export.export(slim, (image,))
+        torch.export.export(slim, inputs)
     with timed(row, "ONNX"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program = torch.onnx.export(slim, (image,), dynamo=True, verbose=False)
+        program = torch.onnx.export(slim, inputs, dynamo=True, verbose=False)
     require(program is not None, "ONNX export gave nothing")
 
 
 def build(name: str) -> nn.Module:
     """The model with random weights, in evaluation mode."""
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
+    builder = torchvision.models.get_model_builder(name)
+    extra: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        extra["init_weights"] = False
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        extra["weights_backbone"] = None
+    if kind_of(name) == "detection" and not name.startswith("ssd"):
+        extra |= FEWER if "rcnn" in name else {"min_size": SIDE, "max_size": SIDE}
+    model: nn.Module = builder(weights=None, **extra)
     return model.eval()
 
 
-def same_shapes(model: nn.Module, slim: nn.Module, size: int) -> None:
+def same_shapes(model: nn.Module, slim: nn.Module, name: str) -> None:
     """The slim model's outputs have the original's shapes, at batch 1 and 2."""
     for batch in (1, 2):
-        image = torch.randn(batch, 3, size, size)
+        inputs = inputs_of(name, batch)
         with torch.no_grad():
-            dense, small = model(image), slim(image)
-        require(dense.shape == small.shape, f"batch {batch} gives {tuple(small.shape)}")
+            dense, small = shapes(model(*inputs)), shapes(slim(*inputs))
+        require(dense == small, f"batch {batch} gives {small}")
+
+
+def shapes(outputs: Any) -> list[Any]:
+    """The shapes of all tensors in some outputs."""
+    return [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def detects_and_trains(slim: nn.Module) -> None:
+    """A detector takes two images of other sizes, in evaluation and in training."""
+    images = [torch.rand(3, SIDE, SIDE + 20), torch.rand(3, SIDE - 40, SIDE)]
+    with torch.no_grad():
+        require(len(slim(images)) == 2, "two images give no two results")
+    losses = slim.train()(images, [target_in(image) for image in images])
+    sum(losses.values()).backward()
+    missing = [n for n, p in slim.named_parameters() if p.requires_grad and p.grad is None]
+    require(not missing, f"no gradient for {missing[:3]}")
+    require(all(bool(loss.isfinite()) for loss in losses.values()), "a loss is not finite")
+
+
+def target_in(image: Tensor) -> dict[str, Tensor]:
+    """One object in `image`, with everything that a detector may ask for."""
+    _, height, width = image.shape
+    return {
+        "boxes": torch.tensor([[4.0, 5.0, width - 8.0, height - 9.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, height, width, dtype=torch.uint8),
+        "keypoints": torch.full((1, 17, 3), 20.0),
+    }
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -170,18 +260,28 @@ def timed(row: Row, step: str) -> Iterator[None]:
     row.seconds[step] = time.perf_counter() - start
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[Row], kinds: Sequence[str]) -> str:
     """The table, and the reasons for what stays dense."""
     text = io.StringIO()
     write: Callable[[str], int] = text.write
     write("# Coverage\n\n")
+    chosen = "" if list(kinds) == ["classification"] else f" --kind {' '.join(kinds)}"
     write(
-        "Written by `python -m benchmarks.coverage --out docs/coverage.md`: torchvision "
+        f"Written by `python -m benchmarks.coverage{chosen} --out FILE`: torchvision "
         f"{torchvision.__version__}, torch {torch.__version__}, random weights, slimmed to half "
         "the MACs by magnitude.\n*prunable* is the share of parameters and buffers in groups, "
         "*error* the largest relative difference\nfrom the masked original at any node, in "
         "float64.\n\n"
     )
+    if chosen:
+        clips = ", ".join(f"{size} for {prefix}" for prefix, size in CLIPS.items())
+        write(
+            f"Inputs are modest: one image of {SIDE} x {SIDE - 10} for detectors (at most "
+            f"{FEWER['rpn_post_nms_top_n_test']} proposals and\n{FEWER['box_detections_per_img']} "
+            f"detections; SSD resizes to its own size), {MAP} x {MAP} for segmentation, two frames "
+            f"of {FRAME} x {FRAME}\nfor flow, clips of {CLIP} for video (frames, height, width; "
+            f"{clips}).\nOf detectors, the slim backbone is exported.\n\n"
+        )
     write(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n")
     for row in rows:
         write(f"| {' | '.join(row.cells())} |\n")

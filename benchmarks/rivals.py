@@ -13,19 +13,18 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from benchmarks.solver_networks import Instance, rungs
+from benchmarks.instance import FloatArray, Instance, IntArray
+from benchmarks.solver_networks import rungs
 from fxprune.solver.silence import without_lines
 
 Widths: TypeAlias = dict[str, int]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+Side: TypeAlias = Literal["reads", "writes"]
 
 BINS = 4000  # of the knapsacks' capacity; costs are rounded up to whole bins
 HALP_STEPS = 30
@@ -36,12 +35,12 @@ MDP_GAP = 1e-4
 
 def uniform(instance: Instance, budget: int) -> Widths | None:
     """The largest share of channels, the same in every group, that meets the budget."""
-    sizes = {group: len(instance.ladders[group]) for group in instance.groups()}
-    shares = sorted({(i + 1) / size for size in sizes.values() for i in range(size)})
+    ladders = {group: instance.ladders[group] for group in instance.groups()}
+    shares = np.unique(np.concatenate([widths / widths[-1] for widths in ladders.values()]))
     best = None
-    for share in shares:
-        wanted = {g: max(0, math.floor(share * size + 1e-9) - 1) for g, size in sizes.items()}
-        widths = instance.complete(wanted)
+    for share in shares.tolist():
+        fitting = {g: np.searchsorted(w, share * w[-1] + 1e-9, "right") for g, w in ladders.items()}
+        widths = instance.complete({g: max(0, int(n) - 1) for g, n in fitting.items()})
         if instance.count(widths)[1] > budget:
             break
         best = widths
@@ -98,14 +97,15 @@ Knapsack: TypeAlias = Callable[[Instance, Widths, float], Widths | None]
 
 
 def _halp(instance: Instance, budget: int, knapsack: Knapsack) -> Widths | None:
-    if instance.network.sums:
+    if instance.ties:
         return None
     widths = instance.dense()
     dense = instance.count(widths)[1]
-    for step in range(1, HALP_STEPS + 1):
+    # A layer with two choices on one side (groups, and channels of a group) may need more steps.
+    for step in range(1, 2 * HALP_STEPS + 1):
         if instance.count(widths)[1] <= budget:
             break
-        share = step / HALP_STEPS
+        share = min(1.0, step / HALP_STEPS)
         target = math.exp(share * math.log(budget) + (1 - share) * math.log(dense))
         chosen = knapsack(instance, widths, target)
         if chosen is None:
@@ -122,7 +122,7 @@ def smcp(instance: Instance, budget: int) -> Widths | None:
     over 55 steps; channels may return.  Since widths then move on both sides at once, the capacity
     is lowered further until the true latency is within the budget.
     """
-    if instance.network.sums:
+    if instance.ties:
         return None
     widths = instance.dense()
     dense = instance.count(widths)[1]
@@ -130,7 +130,7 @@ def smcp(instance: Instance, budget: int) -> Widths | None:
     best: tuple[float, Widths] | None = None
     for step in range(1, 2 * SMCP_STEPS + 1):
         ramp = min(1.0, -math.expm1(-0.05 * step) / -math.expm1(-0.05 * SMCP_STEPS))
-        values, costs, rest = _one_sided(instance, widths, side=0)
+        values, costs, rest = _one_sided(instance, widths, "reads")
         chosen = _mckp(values, costs, dense - (dense - capacity) * ramp - rest)
         if chosen is None:
             break
@@ -150,7 +150,7 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
     without a guarantee.  Here every product becomes a variable, and HiGHS solves the program to a
     gap of 1e-4, but on a ladder of 8 options per group: it does not survive fine ones.
     """
-    if instance.network.sums:
+    if instance.ties:
         return None
     kept = {group: rungs(len(widths)) for group, widths in instance.ladders.items()}
     first, width = {}, 0
@@ -161,18 +161,16 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
     columns, entries = [np.arange(width)], [np.ones(width)]
     height, binary = len(kept), width
     gain, cost = [np.zeros(width)], [np.zeros(width)]
-    for table in instance.tables:
-        names = table.ends
-        cut = np.ix_(*(np.zeros(1, np.int64) if n is None else kept[n] for n in names))
-        value, latency = table.value[cut], table.cost[0][cut]
-        for axis, name in enumerate(names):
-            if name is not None:
-                option = np.indices(value.shape)[axis].ravel()
-                size = value.shape[axis]
-                rows += [height + option, height + np.arange(size)]
-                columns += [width + np.arange(value.size), first[name] + np.arange(size)]
-                entries += [np.ones(value.size), -np.ones(size)]
-                height += size
+    for term in instance.terms:
+        cut = np.ix_(*(kept[name] for name in term.scope))
+        value, latency = term.value[cut], term.cost[0][cut]
+        for axis, name in enumerate(term.scope):
+            option = np.indices(value.shape)[axis].ravel()
+            size = value.shape[axis]
+            rows += [height + option, height + np.arange(size)]
+            columns += [width + np.arange(value.size), first[name] + np.arange(size)]
+            entries += [np.ones(value.size), -np.ones(size)]
+            height += size
         gain.append(value.ravel())
         cost.append(latency.ravel())
         width += value.size
@@ -182,6 +180,7 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
     )
     right = (np.arange(height) < len(kept)).astype(float)
     scale = 1e-3 * budget
+    room = budget - instance.fixed[0]
     with without_lines(b"HighsMipSolverData::"):
         result = milp(
             -np.concatenate(gain),
@@ -189,7 +188,7 @@ def mdp(instance: Instance, budget: int) -> Widths | None:
             bounds=Bounds(0, 1),
             constraints=[
                 LinearConstraint(matrix, right, right),
-                LinearConstraint(np.concatenate(cost)[None] / scale, -np.inf, budget / scale),
+                LinearConstraint(np.concatenate(cost)[None] / scale, -np.inf, room / scale),
             ],
             options={"mip_rel_gap": MDP_GAP, "time_limit": 120.0},
         )
@@ -217,52 +216,46 @@ def _steps_down(
 ) -> tuple[IntArray, FloatArray, IntArray]:
     """Smaller options of a group, and value and latency of the network with each."""
     option = widths[group]
-    if instance.network.sums:
-        if not option:
-            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
-        after = instance.count(instance.complete(widths | {group: option - 1}))
-        return np.array([option - 1]), np.array([after[0]]), np.array([after[1]])
+    if instance.ties and option:
+        after = instance.complete(widths | {group: option - 1})
+        changed = [name for name, now in after.items() if now != widths[name]]
+        for term in {t.name: t for name in changed for t in instance.around[name]}.values():
+            here, there = term.place(widths), term.place(after)
+            value += float(term.value[there] - term.value[here])
+            latency += int(term.cost[(0, *there)] - term.cost[(0, *here)])
+        return np.array([option - 1]), np.array([value]), np.array([latency])
     values, latencies = np.full(option, value), np.full(option, latency)
-    for table in instance.tables:
-        names = table.ends
-        if group in names:
-            here = tuple(0 if n is None else widths[n] for n in names)
-            line = tuple(
-                slice(option) if n == group else h for n, h in zip(names, here, strict=True)
-            )
-            values += table.value[line] - table.value[here]
-            latencies += table.cost[0][line] - table.cost[(0, *here)]
+    for term in instance.around[group]:
+        here, line = term.place(widths), term.line(widths, group)
+        values += term.value[line][:option] - term.value[here]
+        latencies += term.cost[0][line][:option] - term.cost[(0, *here)]
     return np.arange(option), values, latencies
 
 
 def _one_sided(
-    instance: Instance, widths: Widths, side: int
+    instance: Instance, widths: Widths, side: Side
 ) -> tuple[dict[str, FloatArray], dict[str, IntArray], int]:
     """Value and latency of each group's options, other widths frozen, and the rest's latency.
 
-    A layer is charged to its source (side 0) or its target (side 1).
+    A layer is charged to what it reads, or to what it writes; if these are several choices, to each
+    of them, and what is counted too often is taken off the rest.
     """
     values = {group: np.zeros(len(ladder)) for group, ladder in instance.ladders.items()}
     costs = {group: np.zeros(len(ladder), np.int64) for group, ladder in instance.ladders.items()}
-    rest = 0
-    for table in instance.tables:
-        names = table.ends
-        axis = 0 if table.layer.depthwise else side
-        owner = names[axis]
-        line = tuple(
-            slice(None) if i == axis else 0 if n is None else widths[n] for i, n in enumerate(names)
-        )
-        if owner is None:
-            rest += int(table.cost[0][line].sum())
-        else:
-            values[owner] += table.value[line]
-            costs[owner] += table.cost[0][line]
+    rest = instance.fixed[0]
+    for term in instance.terms:
+        owners = term.reads if side == "reads" else term.writes
+        rest -= (len(owners) - 1) * int(term.cost[(0, *term.place(widths))])
+        for owner in owners:
+            line = term.line(widths, owner)
+            values[owner] += term.value[line]
+            costs[owner] += term.cost[0][line]
     return values, costs, rest
 
 
 def exact_knapsack(instance: Instance, widths: Widths, target: float) -> Widths | None:
     """The exact knapsack over options up to the present ones, charged to the producers."""
-    values, costs, rest = _one_sided(instance, widths, side=1)
+    values, costs, rest = _one_sided(instance, widths, "writes")
     return _mckp(
         {group: values[group][: option + 1] for group, option in widths.items()},
         {group: costs[group][: option + 1] for group, option in widths.items()},
@@ -272,7 +265,7 @@ def exact_knapsack(instance: Instance, widths: Widths, target: float) -> Widths 
 
 def recurrence(length: int, instance: Instance, widths: Widths, target: float) -> Widths | None:
     """The paper's knapsack over chunks of `length` options."""
-    values, costs, rest = _one_sided(instance, widths, side=1)
+    values, costs, rest = _one_sided(instance, widths, "writes")
     capacity = target - rest - sum(int(cost[0]) for cost in costs.values())
     if capacity < 0:
         return None

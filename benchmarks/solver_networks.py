@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from fxprune.solver import Choice, Factor, Problem, SparseFactor, sum_factor
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from benchmarks.instance import FloatArray, Instance, IntArray, Term
+from fxprune.solver import SparseFactor, sum_factor
 
 STEP = 8  # channels between options of the fine ladders
 COARSE = 8  # options of the coarse ladders
@@ -214,70 +211,6 @@ def rungs(count: int) -> IntArray:
     return np.linspace(0, count - 1, COARSE + 1).round().astype(np.int64)[1:]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What a layer is worth and costs: value [i, j], cost [K, i, j]; an axis of 1 is no choice."""
-
-    layer: Layer
-    value: FloatArray
-    cost: IntArray
-
-    @property
-    def ends(self) -> tuple[str | None, str | None]:
-        """The choices that index the first and the second axis."""
-        return self.layer.source, None if self.layer.depthwise else self.layer.target
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A network with the widths to choose from (of groups and of sums) and its layers' tables."""
-
-    network: Network
-    ladders: dict[str, IntArray]
-    tables: tuple[Tables, ...]
-
-    def problem(self, budgets: tuple[int, ...]) -> Problem:
-        count = len(budgets)
-        choices = tuple(Choice(name, len(widths)) for name, widths in self.ladders.items())
-        factors: list[Factor | SparseFactor] = []
-        for table in self.tables:
-            scope = tuple(end for end in table.ends if end is not None)
-            shape = tuple(len(self.ladders[end]) for end in scope)
-            cost = table.cost[:count].reshape(count, *shape)
-            factors.append(Factor(table.layer.name, scope, cost, table.value.reshape(shape)))
-        for total, parts in self.network.sums:
-            ends_of = [(part, self.ladders[part].tolist()) for part in parts]
-            whole = (total, self.ladders[total].tolist())
-            factors.append(sum_factor(f"sum {total}", ends_of, whole, count))
-        return Problem(choices, tuple(factors), budgets, (0,) * count)
-
-    def dense(self) -> dict[str, int]:
-        """The last option of everything."""
-        return {name: len(widths) - 1 for name, widths in self.ladders.items()}
-
-    def groups(self) -> list[str]:
-        """The groups that are chosen, not summed."""
-        totals = {total for total, _ in self.network.sums}
-        return [name for name in self.ladders if name not in totals]
-
-    def complete(self, options: Mapping[str, int]) -> dict[str, int]:
-        """The options with those of all concatenations."""
-        full = dict(options)
-        for total, parts in self.network.sums:
-            size = sum(int(self.ladders[part][full[part]]) for part in parts)
-            full[total] = int(np.searchsorted(self.ladders[total], size))
-        return full
-
-    def count(self, options: Mapping[str, int]) -> tuple[float, int]:
-        """Value and latency of complete options."""
-        value, latency = 0.0, 0
-        for table in self.tables:
-            place = tuple(0 if end is None else options[end] for end in table.ends)
-            value += float(table.value[place])
-            latency += int(table.cost[(0, *place)])
-        return value, latency
-
-
 def instance(name: str, coarse: bool = False, seed: int = 0) -> Instance:
     """The named network with all three resources; values scaled so that dense is worth 100."""
     network = NETWORKS[name]()
@@ -289,21 +222,43 @@ def instance(name: str, coarse: bool = False, seed: int = 0) -> Instance:
             ladders[group] = np.unique(np.add.outer(first, second))
         else:
             ladders[group] = ladder(width, coarse)
-    tables = []
-    for layer in network.layers:
-        inputs = ladders[layer.source] if layer.source else np.array([layer.inputs])
-        outputs = ladders[layer.target] if layer.target else np.array([layer.outputs])
-        value = importance(layer, inputs, outputs, seed)
-        time = latency(layer, inputs, outputs)
-        kernel = layer.kernel**2
-        if layer.depthwise:
-            value, time = value.reshape(-1, 1), time.reshape(-1, 1)
-            weights, activations = inputs[:, None] * kernel, inputs[:, None] * layer.pixels
-        else:
-            weights = np.multiply.outer(inputs, outputs) * kernel
-            activations = np.broadcast_to(outputs * layer.pixels, weights.shape)
-        cost = np.stack([np.rint(time).astype(np.int64), weights, activations])
-        tables.append(Tables(layer, value, cost))
-    dense = sum(float(table.value[-1, -1]) for table in tables)
-    scaled = tuple(Tables(t.layer, t.value * (100 / dense), t.cost) for t in tables)
-    return Instance(network, ladders, scaled)
+    terms = [_term(layer, ladders, seed) for layer in network.layers]
+    scale = 100 / sum(float(term.value.flat[-1]) for term in terms)
+    return Instance(
+        ladders=ladders,
+        terms=tuple(replace(term, value=term.value * scale) for term in terms),
+        ties=tuple(_tie(total, parts, ladders) for total, parts in network.sums),
+        fixed=(0,) * len(RESOURCES),
+    )
+
+
+def _term(layer: Layer, ladders: Mapping[str, IntArray], seed: int) -> Term:
+    inputs = ladders[layer.source] if layer.source else np.array([layer.inputs])
+    outputs = ladders[layer.target] if layer.target else np.array([layer.outputs])
+    value = importance(layer, inputs, outputs, seed)
+    time = latency(layer, inputs, outputs)
+    kernel = layer.kernel**2
+    if layer.depthwise:
+        time = time.ravel()
+        weights, activations = inputs * kernel, inputs * layer.pixels
+        ends = [layer.source]
+    else:
+        weights = np.multiply.outer(inputs, outputs) * kernel
+        activations = np.broadcast_to(outputs * layer.pixels, weights.shape)
+        ends = [layer.source, layer.target]
+    scope = tuple(end for end in ends if end is not None)
+    shape = tuple(len(ladders[end]) for end in scope)
+    cost = np.stack([np.rint(time).astype(np.int64), weights, activations])
+    return Term(
+        layer.name,
+        scope,
+        value.reshape(shape),
+        cost.reshape(len(RESOURCES), *shape),
+        reads=frozenset({layer.source} & set(scope)),
+        writes=frozenset({layer.target} & set(scope)),
+    )
+
+
+def _tie(total: str, parts: Sequence[str], ladders: Mapping[str, IntArray]) -> SparseFactor:
+    ends = [(part, ladders[part].tolist()) for part in parts]
+    return sum_factor(f"sum {total}", ends, (total, ladders[total].tolist()), 0)

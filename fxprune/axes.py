@@ -18,6 +18,7 @@ row-major order allows.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,8 +187,11 @@ class Unifier:
 
     def __init__(self) -> None:
         self._next = 0
-        self._bound: dict[Atom, Axis] = {}
-        self._frozen: dict[Atom, Reason] = {}
+        self.changes = 0
+        """How often a binding was made: what was resolved before is so until the next."""
+        # Both by the number of the atom, which is quicker to look up than the atom.
+        self._bound: dict[int, Axis] = {}
+        self._frozen: dict[int, Reason] = {}
 
     # -- making axes -------------------------------------------------------------------------------
 
@@ -198,45 +202,41 @@ class Unifier:
         atom = Atom(self._next, size)
         self._next += 1
         if frozen is not None:
-            self._frozen[atom] = frozen
+            self._frozen[atom.ident] = frozen
         return atom
 
     def reason(self, atom: Atom) -> Reason | None:
         """Why `atom` is frozen, or None if it is free."""
-        return self._frozen.get(atom)
+        return self._frozen.get(atom.ident)
 
     def is_free(self, axis: Axis) -> bool:
         """Whether any atom of `axis` may still lose positions."""
-        return any(atom not in self._frozen for atom in atoms(self.resolve(axis)))
+        return any(atom.ident not in self._frozen for atom in atoms(self.resolve(axis)))
 
     # -- reading -----------------------------------------------------------------------------------
 
     def resolve(self, axis: Axis) -> Axis:
         """`axis` in normal form, with every bound atom replaced by what it is bound to."""
-        match axis:
-            case Atom():
-                target = self._bound.get(axis)
-                if target is None:
-                    return axis
-                resolved = self.resolve(target)
-                if resolved is not target:
-                    self._bound[axis] = resolved
-                return resolved
-            case Product(factors=factors):
-                found = [self.resolve(f) for f in factors]
-                changed = any(new is not old for new, old in zip(found, factors, strict=True))
-                return product(found) if changed else axis
-            case Concat(parts=parts):
-                found = [self.resolve(p) for p in parts]
-                changed = any(new is not old for new, old in zip(found, parts, strict=True))
-                return concat(found) if changed else axis
+        if isinstance(axis, Atom):
+            target = self._bound.get(axis.ident)
+            if target is None:
+                return axis
+            resolved = self.resolve(target)
+            if resolved is not target:
+                self._bound[axis.ident] = resolved
+            return resolved
+        children = axis.factors if isinstance(axis, Product) else axis.parts
+        found = [self.resolve(child) for child in children]
+        if all(map(operator.is_, found, children)):
+            return axis
+        return product(found) if isinstance(axis, Product) else concat(found)
 
     # -- relating axes -----------------------------------------------------------------------------
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """Keep every position of `axis`; the first reason given for an atom is remembered."""
         for atom in atoms(self.resolve(axis)):
-            self._frozen.setdefault(atom, reason)
+            self._frozen.setdefault(atom.ident, reason)
 
     def unify(self, left: Axis, right: Axis, reason: Reason) -> None:
         """Make two axes of equal size one. `reason` is recorded where they have no common form.
@@ -245,7 +245,7 @@ class Unifier:
             ValueError: the sizes differ, which means that the calling rule is wrong.
         """
         left, right = self.resolve(left), self.resolve(right)
-        if left == right:
+        if left is right or left == right:
             return
         if left.size != right.size:
             raise ValueError(f"axes of different size cannot agree: {left} and {right}")
@@ -277,10 +277,11 @@ class Unifier:
     # -- how terms are refined ---------------------------------------------------------------------
 
     def _bind(self, atom: Atom, target: Axis) -> None:
-        reason = self._frozen.pop(atom, None)
+        reason = self._frozen.pop(atom.ident, None)
         if reason is not None:
             self.freeze(target, reason)
-        self._bound[atom] = target
+        self._bound[atom.ident] = target
+        self.changes += 1
 
     def _unify_products(self, left: Product, right: Product, reason: Reason) -> None:
         """Refine both to the factors between the union of their strides, if these divide."""
@@ -327,7 +328,8 @@ class Unifier:
         match axis:
             case Atom():
                 left, right = self._split_atom(axis, offset)
-                self._bound[axis] = concat((left, right))
+                self._bound[axis.ident] = concat((left, right))
+                self.changes += 1
                 return left, right
             case Concat(parts=parts):
                 for index, part in enumerate(parts):
@@ -354,7 +356,7 @@ class Unifier:
         raise AssertionError(f"offset {offset} lies outside {axis}")
 
     def _split_atom(self, atom: Atom, offset: int) -> tuple[Axis, Axis]:
-        reason = self._frozen.pop(atom, None)
+        reason = self._frozen.pop(atom.ident, None)
         return self.fresh(offset, reason), self.fresh(atom.size - offset, reason)
 
 

@@ -87,6 +87,16 @@ def optimize(
     drop_blocks: Annotated[
         bool, typer.Option(help="Whether whole residual blocks may go as well.")
     ] = True,
+    multiple_of: Annotated[
+        int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Layer that keeps its width; repeatable.")
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(help='Least and most that stays: "layer1.*=0.5:1.0", "conv1=16:64".'),
+    ] = None,
 ) -> None:
     """Slim a model to a budget, by the magnitude of its weights, and write it with its report."""
     import fxprune
@@ -103,6 +113,9 @@ def optimize(
         backend=backend,
         importance="magnitude",
         drop_blocks=drop_blocks,
+        multiple_of=multiple_of,
+        ignore=ignore or (),
+        bounds=dict(map(_bound, bound or ())),
     )
     report = fxprune.report(slim)
     try:
@@ -164,6 +177,22 @@ def examples(shapes: list[str]) -> tuple[Tensor, ...]:
     """
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
+
+
+def _bound(text: str) -> tuple[str, tuple[float, float]]:
+    """A pattern with its least and most, written as layer1.*=0.5:1.0."""
+    pattern, _, ends = text.rpartition("=")
+    least, _, most = ends.partition(":")
+    try:
+        return pattern, (_number(least), _number(most))
+    except ValueError as error:
+        raise InputError(
+            f"The bound {text!r} does not parse", fix='Write "layer1.*=0.5:1.0".'
+        ) from error
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:

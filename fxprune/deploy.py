@@ -12,6 +12,7 @@ from fxprune.errors import InputError
 from fxprune.finalize import finalize
 from fxprune.measure import Measurement, Timing, measure
 from fxprune.passes.capture import ExampleInputs, normal_inputs
+from fxprune.passes.glue.module import require_no_glue
 from fxprune.report import META
 
 
@@ -34,6 +35,7 @@ def compile(
     Raises:
         BackendUnavailable, BackendError, InputError: see `fxprune.backends.Backend.compile`.
     """
+    require_no_glue(module, "backends compile graphs")
     chosen = get_backend(backend, batches.device_of(module).type)
     inputs = _positional(example_inputs)
     if isinstance(module, fx.GraphModule) and META in module.meta:

@@ -10,6 +10,7 @@ from torch import fx
 from fxprune import plain
 from fxprune.passes.chains import find_chains
 from fxprune.passes.fold import fold_in_place
+from fxprune.passes.glue.module import GluedModule
 from fxprune.passes.linear.observed import NOTHING, Observed, observe
 from fxprune.passes.lossless import cheapest_spans
 from fxprune.passes.merge import MERGED, SPANS, merge_in_place, spans_of
@@ -47,4 +48,6 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
 
 
 def _observed(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> Observed:
-    return NOTHING if example_inputs is None else observe(module, example_inputs)
+    if example_inputs is None or isinstance(module, GluedModule):  # its graph has other inputs
+        return NOTHING
+    return observe(module, example_inputs)

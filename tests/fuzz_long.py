@@ -44,6 +44,15 @@ def by_export(model: nn.Module, inputs: tuple[Any, ...]) -> Captured:
 CAPTURES: dict[str, How] = {"default": capture, "export": by_export}
 
 
+# The CPU splits `linear` into matrix products before a rule sees it; some devices keep it whole.
+ON_OTHER_DEVICES = frozenset({"contraction.linear"})
+
+
+def name_of(rule: Rule) -> str:
+    """A rule by its family and its own name."""
+    return f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}"
+
+
 class CountingRules:
     """The table of rules, counting what it is asked for: by rule and by operator."""
 
@@ -53,7 +62,7 @@ class CountingRules:
 
     def find(self, func: OpOverload) -> Rule:
         found = RULES.find(func)
-        self.rules[f"{found.__module__.rpartition('.')[2]}.{found.__name__}"] += 1
+        self.rules[name_of(found)] += 1
         self.operators[func.overloadpacket.__name__] += 1
         return found
 
@@ -148,6 +157,8 @@ def show(total: Tally) -> None:
     print(f"{total.graphs} graphs ({captures}), {len(total.failures)} failures")
     print(f"{total.nodes} nodes, {total.groups} groups, {total.slimmed} slimmed results compared")
     print(f"largest relative error {total.worst:.3g}")
+    silent = sorted({name_of(rule) for rule in RULES} - set(total.rules) - ON_OTHER_DEVICES)
+    print(f"typing rules that never fired: {', '.join(silent) or 'none'}")
     for title, counter in (("rule", total.rules), ("operator", total.operators)):
         print(f"\n{title:<40}{'calls':>12}")
         for name, count in counter.most_common():

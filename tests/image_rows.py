@@ -223,3 +223,13 @@ def tokens(rng: random.Random, shape: Shape) -> nn.Module | None:
 @row(3, weight=0.4)
 def image_to_vector(rng: random.Random, shape: Shape) -> nn.Module:
     return plain.Pooled(rng.choice(["mean", "adaptive", "peak", "view", "flatten"]))
+
+
+@row(3, weight=0.5)
+def involution(rng: random.Random, shape: Shape) -> nn.Module:
+    return images.Involution(shape[0], rng.choice([1, *divisors(shape[0])]))
+
+
+@row(3, weight=0.4)
+def folded(rng: random.Random, shape: Shape) -> nn.Module:
+    return images.Folded()

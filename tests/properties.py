@@ -116,13 +116,17 @@ def permuting_positions_changes_nothing(case: Case) -> None:
     ):
         after.data.copy_(_reordered(before.detach(), case.analysis.tensors[name], order))
     pairs = _lockstep(case.captured.module, permuted, case.captured.example_inputs)
+    largest: dict[fx.Node, float] = {}
     for node, before, after in pairs:
+        largest[node] = max(map(_largest, tensors(before)), default=0.0)
+        # A mean of what was centred before is nothing but the round-off of its inputs.
+        least = max([1e-6, *(1e-3 * largest[given] for given in node.all_input_nodes)])
         if _name(node) in UNINITIALISED:
             continue
         for old, new, axes in zip(
             tensors(before), tensors(after), case.analysis.values[node.name], strict=True
         ):
-            close(_reordered(old, axes, order), new, f"permuted at {node.name}")
+            close(_reordered(old, axes, order), new, f"permuted at {node.name}", least)
 
 
 def slimming_twice_is_slimming_once(case: Case) -> None:
@@ -260,17 +264,23 @@ def outputs(module: nn.Module, inputs: tuple[Any, ...], grad: bool = False) -> l
     return tensors(found)
 
 
-def close(want: Tensor, got: Tensor, what: str) -> None:
-    """Equal up to round-off, relative to the largest value."""
+def close(want: Tensor, got: Tensor, what: str, least: float = 1e-6) -> None:
+    """Equal up to round-off, relative to the largest value, but to no less than `least`."""
     assert want.shape == got.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
     if want.numel() == 0:
         return
     if not (want.is_floating_point() or want.is_complex()):
         assert torch.equal(want, got), f"{what}: other values"
         return
-    scale = max(1e-6, float(want.detach().abs().max()))
+    scale = max(least, _largest(want))
     gap = float((want - got).detach().abs().max()) / scale
     assert gap < TOLERANCE, f"{what}: differs by {gap:.3g} relative"
+
+
+def _largest(tensor: Tensor) -> float:
+    if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0.0
+    return float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
 def _reordered(tensor: Tensor, axes: Axes, order: Mapping[Atom, Any]) -> Tensor:

@@ -49,6 +49,7 @@ def activation(rng: random.Random, channels: int) -> nn.Module:
         nn.ELU,
         nn.Mish,
         nn.Softplus,
+        nn.LogSigmoid,
         lambda: nn.LeakyReLU(0.1),
         lambda: nn.PReLU(channels),
         nn.PReLU,
@@ -98,6 +99,7 @@ def along(rng: random.Random, shape: Shape) -> nn.Module | None:
     if shape[0] < 4:
         return None
     styles = ["softmax", "cumsum", "normalize", "centre", "sort", "flip", "topk", "unfold"]
+    styles += ["peak", "share", "product", "mode", "gather"]
     if len(shape) == 3:
         styles.append("response")
     return plain.Along(rng.choice(styles))

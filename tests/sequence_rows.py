@@ -81,3 +81,21 @@ def tokens_to_vector(rng: random.Random, shape: Shape) -> nn.Module:
 @row(2, weight=0.5)
 def recurrent(rng: random.Random, shape: Shape) -> nn.Module:
     return sequences.Recurrent(shape[1], rng.choice([4, 6]), min(shape[0], 4))
+
+
+@row(2, weight=0.5)
+def numbered(rng: random.Random, shape: Shape) -> nn.Module:
+    return plain.Numbered(*shape)
+
+
+@row(2, weight=0.5)
+def turned(rng: random.Random, shape: Shape) -> nn.Module:
+    return sequences.Turned(shape[1], rng.choice([4, 6, 8]), shape[0])
+
+
+@row(2, weight=0.5)
+def pooled(rng: random.Random, shape: Shape) -> nn.Module | None:
+    if shape[0] < 4:
+        return None
+    kinds = [nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(3), nn.ReflectionPad1d(1)]
+    return sequences.Pool(rng.choice([*kinds, nn.Upsample(scale_factor=2, mode="linear")]))

@@ -29,3 +29,8 @@ def test_random_networks_captured_by_export_pass_every_check():
     found = failures(range(GRAPHS, GRAPHS + CHUNK), "export")
     assert not found.failures
     assert found.captures == {"torch.export": CHUNK}
+
+
+@pytest.mark.parametrize("seed", [3240])
+def test_a_network_that_failed_once_passes_every_check(seed):
+    assert not run_seed(seed).failures

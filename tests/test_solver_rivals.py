@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.instance import Instance, Term
 from benchmarks.rivals import RIVALS, exact_knapsack, recurrence
-from benchmarks.solver_networks import Instance, Layer, Network, Tables, instance
+from benchmarks.solver_networks import instance
 from fxprune.solver import solve
 
 
@@ -43,17 +44,18 @@ def test_mdp_linearised_is_exact_on_its_ladder() -> None:
 
 def two_groups() -> Instance:
     """b: one chunk worth 6 at 3000.  a: two chunks, worth 5 at 3000 and then 4 at 1000."""
-    network = Network(widths={"b": 2, "a": 3})
-    network.conv(None, "b", 1, 1)
-    network.conv(None, "a", 1, 1)
-    tables = []
-    for layer, value, cost in zip(
-        network.layers, ([0, 6], [0, 5, 9]), ([1, 3001], [1, 3001, 4001]), strict=True
-    ):
-        assert isinstance(layer, Layer)
-        tables.append(Tables(layer, np.array([value], dtype=float), np.array([[cost]])))
-    ladders = {"b": np.array([1, 2]), "a": np.array([1, 2, 3])}
-    return Instance(network, ladders, tuple(tables))
+    terms = [
+        Term(
+            f"makes {group}",
+            (group,),
+            np.array(value, dtype=float),
+            np.array([cost]),
+            reads=frozenset(),
+            writes=frozenset({group}),
+        )
+        for group, value, cost in (("b", [0, 6], [1, 3001]), ("a", [0, 5, 9], [1, 3001, 4001]))
+    ]
+    return Instance({"b": np.array([1, 2]), "a": np.array([1, 2, 3])}, tuple(terms), (), (0,))
 
 
 def test_halps_recurrence_misses_what_an_exact_knapsack_finds() -> None:

@@ -74,6 +74,8 @@ class Backend(ABC):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
     takes_channels_last: ClassVar[bool] = False
+    alignment: ClassVar[int] = 8
+    """Channel counts that are a multiple of this run well; others can be slower than wider ones."""
 
     @abstractmethod
     def unavailable(self) -> str | None:

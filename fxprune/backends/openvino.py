@@ -54,6 +54,7 @@ class OpenVinoBackend(Backend):
     """Compiles by exporting to ONNX; fp32, and bf16 where the CPU computes in it."""
 
     name = "openvino"
+    alignment = 16  # 65 channels take as long as 80
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
 
     def unavailable(self) -> str | None:

@@ -18,9 +18,15 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import CaptureError, InputError
+from fxprune.passes.differences import first_difference
+from fxprune.passes.dynamic import ValueWatch
 from fxprune.passes.export import capture_by_export
+from fxprune.passes.glue.capture import capture_with_glue
+from fxprune.passes.glue.module import GluedModule
 from fxprune.passes.rules import tensors
 from fxprune.passes.trace import capture_by_tracing, is_opaque
+
+WAYS = (("symbolic_trace", capture_by_tracing), ("torch.export", capture_by_export))
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -32,12 +38,15 @@ class Captured:
     Attributes:
         module: an independent copy, in evaluation mode, as a `GraphModule` in canonical form.
         example_inputs: one value per placeholder, in order.
-        capture: "symbolic_trace" or "torch.export".
+        capture: "symbolic_trace", "torch.export" or "children of Python glue".
+        call: what a model with glue is itself called with, args and kwargs; None for others, whose
+            placeholders are their arguments.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Any, ...]
     capture: str
+    call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
 
 
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
@@ -46,6 +55,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     `torch.fx.symbolic_trace` comes first, because it keeps the user's modules; `torch.export` is
     the way out where Python control flow or unsupported calls stop it, or where the trace holds
     opaque calls (functions under `fx.wrap`, recurrent or attention modules) that export looks into.
+    Where neither takes the whole model, its children are captured and its own code keeps running.
 
     Args:
         model: any `nn.Module`; not modified.
@@ -68,11 +78,14 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
         )
     failures: list[str] = []
     opaque: Captured | None = None
-    for name, way in (("symbolic_trace", capture_by_tracing), ("torch.export", capture_by_export)):
+    dynamic: Captured | None = None
+    for name, way in () if isinstance(original, GluedModule) else WAYS:
         try:
             module, inputs = way(original, args, kwargs)
             with buffers_restored(module):
-                difference = first_difference(expected, call_quietly(module, inputs))
+                with ValueWatch() as values:
+                    found = call_quietly(module, inputs)
+                difference = first_difference(expected, found)
         except InputError:
             raise
         except Exception as error:  # any failure of a tracer is a reason to try the next one
@@ -83,16 +96,38 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
             continue
         captured = Captured(module, inputs, name)
         submodules = dict(module.named_modules())
-        if not any(is_opaque(submodules, node) for node in module.graph.nodes):
+        if values.found is not None:
+            dynamic = dynamic or captured
+        elif any(is_opaque(submodules, node) for node in module.graph.nodes):
+            opaque = opaque or captured
+        else:
             return captured
-        opaque = opaque or captured
     if opaque is not None:
         return opaque
+    try:
+        return _with_glue(original, args, kwargs, expected)
+    except CaptureError as error:
+        failures.append(f"its children: {error.what}")
+    if dynamic is not None:  # inference will say where it depends on values
+        return dynamic
     raise CaptureError(
         f"{type(model).__name__} cannot be captured as a graph",
         "; ".join(failures),
         "Move data-dependent Python out of forward, or optimise the traceable submodules alone",
     )
+
+
+def _with_glue(
+    original: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Any
+) -> Captured:
+    """The model as captured children and the Python code around them."""
+    with buffers_restored(original):
+        glued = capture_with_glue(original, args, kwargs, expected)
+    with buffers_restored(glued.module):
+        difference = first_difference(expected, run_once(glued.module, args, kwargs))
+    if difference is not None:
+        raise CaptureError(f"they compute something else ({difference})")
+    return Captured(glued.module, glued.inputs, "children of Python glue", (args, kwargs))
 
 
 def check_model(model: nn.Module) -> None:
@@ -222,26 +257,6 @@ def call_quietly(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
     """The outputs of a captured module, without gradients."""
     with torch.no_grad():
         return module(*cloned(inputs))
-
-
-def first_difference(expected: Any, found: Any) -> str | None:
-    """How two results of the same computation differ, or None; round-off is no difference."""
-    left, right = tensors(expected), tensors(found)
-    if len(left) != len(right):
-        return f"{len(right)} output tensors instead of {len(left)}"
-    for index, (mine, theirs) in enumerate(zip(left, right, strict=True)):
-        if mine.shape != theirs.shape:
-            return f"output {index} has shape {tuple(theirs.shape)} instead of {tuple(mine.shape)}"
-        loose = mine.dtype in (torch.float16, torch.bfloat16)
-        tolerance = 1e-2 if loose else 1e-4
-        finite = mine[torch.isfinite(mine)] if mine.is_floating_point() else mine
-        scale = float(finite.abs().max()) if finite.numel() else 0.0
-        close = torch.allclose(
-            mine.double(), theirs.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True
-        )
-        if not close:
-            return f"output {index} has other values; does forward draw random numbers?"
-    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from fxprune.errors import CaptureError
+from fxprune.passes.order import put_in_order_of
 from fxprune.passes.trace import unfused_attention
 
 aten = torch.ops.aten
@@ -65,7 +68,8 @@ def capture_by_export(
     single = all(value.shape[0] == 1 for value in inputs.values() if _has_batch(value))
     wide = {name: _two_samples(value) if single else value for name, value in inputs.items()}
     shapes = {n: _free_batch(v) for n, v in wide.items()}
-    with unfused_attention(), warnings.catch_warnings():
+    # A failed export prints all that it had traced, and a failure here is no news to the user.
+    with unfused_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         # nn.LSTM and nn.GRU list their weights anew in forward, which export takes for a mistake.
         warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
         program = torch.export.export(model, (), wide, dynamic_shapes=shapes, strict=False)
@@ -73,6 +77,7 @@ def capture_by_export(
     exported = program.module(check_guards=False)
     graph = copy.deepcopy(exported.graph)
     root = copy.deepcopy(model)
+    _forget_hooks(root)
     _adopt_constants(root, exported, graph)
     graph.set_codegen(fx.graph.CodeGen())
     _raise_outputs(graph, program)
@@ -84,6 +89,8 @@ def capture_by_export(
     module = fx.GraphModule(root, graph, type(model).__name__)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    _drop_unused_tensors(module)
+    put_in_order_of(module, model)
     module.graph.lint()
     module.recompile()
     names = [node.target for node in module.graph.nodes if node.op == "placeholder"]
@@ -146,6 +153,21 @@ def _adopt_constants(root: nn.Module, exported: nn.Module, graph: fx.Graph) -> N
             root.register_buffer(str(node.target), value.detach().clone(), persistent=False)
         else:
             setattr(root, str(node.target), value)
+
+
+def _forget_hooks(root: nn.Module) -> None:
+    """What forward hooks do has become part of the graph: modules put back must not do it again."""
+    for module in root.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            hooks.clear()
+
+
+def _drop_unused_tensors(module: fx.GraphModule) -> None:
+    """Tensors of the model itself that nothing reads, as tracing never takes them along."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for held in (module._parameters, module._buffers):
+        for name in set(held) - used:
+            del held[name]
 
 
 def _raise_outputs(graph: fx.Graph, program: torch.export.ExportedProgram) -> None:

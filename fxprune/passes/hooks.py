@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as module_hooks
+from torch.utils.hooks import RemovableHandle
 
 from fxprune.passes.rules import tensors
 
@@ -18,6 +20,10 @@ class HookWatch:
         self.made: Any = None
 
     def __enter__(self) -> HookWatch:
+        # Without a hook there is nothing to watch, and PyTorch calls the module a shorter way.
+        self._handles: tuple[RemovableHandle, ...] = ()
+        if not has_hooks(self.module):
+            return self
         before = self.module.register_forward_pre_hook(self._before)
         after = self.module.register_forward_hook(self._after, prepend=True)
         self._handles = (before, after)
@@ -35,7 +41,19 @@ class HookWatch:
 
     def changed(self, args: Any, result: Any) -> bool:
         """Whether the module itself read or yielded anything else than the graph passes on."""
+        if not self._handles:
+            return False
         return _differ(args, self.seen) or _differ(self.made, result)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` runs forward hooks, its own or those of all modules."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_forward_hooks
+    )
 
 
 def _differ(mine: Any, theirs: Any) -> bool:

@@ -33,9 +33,12 @@ from fxprune.axes import (
 )
 from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
+from fxprune.passes.fakes import Fakes, storage_of
+from fxprune.passes.glue.module import Use
 from fxprune.passes.hooks import HookWatch
 from fxprune.passes.modules import is_resizable, renormalises
 from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
+from fxprune.passes.rules.recurrent import TELLING_BY_WIDTH, told_by_width
 from fxprune.passes.trace import is_opaque, unfused_attention
 
 # Operators that change the dimensions of the tensor they are called on.
@@ -43,7 +46,11 @@ REARRANGING = frozenset(
     {"transpose_", "t_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_"}
 )
 
+# A change of the unifier that is before all others.
+NEVER = -1
 
+# Zeros add nothing to a sum, whichever positions stay: they are as good as an input.
+ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 # Families of rules that sum over positions; see `AxisTracker._keep_summed`.
 STATISTICS = (".reduction", ".contraction", ".normalisation")
 
@@ -120,17 +127,19 @@ class Analysis:
 class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the typing rule of every ATen call and remembers the axes of every tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, fakes: Fakes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.fakes = fakes
         self.unifier = Unifier()
         self.contractions: list[Contraction] = []
         self.node = ""
         self.renormalises = False
-        self._axes: dict[int, Axes] = {}
+        self._axes: dict[int, tuple[int, Axes]] = {}
+        """By tensor: its axes, and up to which change of the unifier they are resolved."""
         self._alive: list[Tensor] = []
         self._yielded: set[int] = set()
         self._flowing: set[int] = set()
-        self.mixing: list[str] = []
+        self.mixing: list[OpOverload] = []
         """Calls of the present node that are not pointwise."""
         self.writes: set[str] = set()
         self.read: set[int] = set()
@@ -138,12 +147,12 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def give(self, tensor: Tensor, axes: Axes) -> None:
         """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
         known = self._axes.get(id(tensor))
-        if known is not None and len(known) == len(axes):
+        if known is not None and len(known[1]) == len(axes):
             reason = Reason("in-place", self.node, "axes with no common factorisation")
-            for old, new in zip(known, axes, strict=True):
+            for old, new in zip(known[1], axes, strict=True):
                 self.unifier.unify(old, new, reason)
             return
-        self._axes[id(tensor)] = axes
+        self._axes[id(tensor)] = NEVER, axes
         self._alive.append(tensor)
 
     def rearrange(self, tensor: Tensor, axes: Axes) -> None:
@@ -156,7 +165,7 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             reason = Reason("in-place", self.node, "dimensions changed in place")
             for axis in (*self.axes_of(tensor), *axes):
                 self.unifier.freeze(axis, reason)
-        self._axes[id(tensor)] = axes
+        self._axes[id(tensor)] = NEVER, axes
 
     def yielded(self, values: Any) -> tuple[Tensor, ...]:
         """The tensors in `values`, which a node of the graph yields."""
@@ -166,7 +175,7 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def flow(self, values: Iterable[Tensor]) -> None:
         """These tensors depend on an input of the model."""
-        self._flowing.update(map(_storage, values))
+        self._flowing.update(map(storage_of, values))
 
     def _keep_summed(self, op: Op, results: Iterable[Axes]) -> None:
         """A statistic of parameters alone is taken of all their positions, whatever stays."""
@@ -175,21 +184,21 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         reason = op.reason("a statistic of parameters is taken over these positions")
         for tensor in tensors([op.args, op.kwargs]):
-            for axis in self.resolved(tensor):
+            for axis in self.axes_of(tensor):
                 for atom in atoms(axis):
                     if atom not in left:
                         self.unifier.freeze(atom, reason)
 
     def axes_of(self, tensor: Tensor) -> Axes:
-        """The axes of `tensor`; one that nobody has seen before is a constant and stays."""
+        """The axes of `tensor` as far as they are known now; those of an unknown constant stay."""
         if id(tensor) not in self._axes:
             reason = Reason("constant", self.node, "a tensor that is not part of the graph")
             self.give(tensor, tuple(self.unifier.fresh(size, reason) for size in tensor.shape))
-        return self._axes[id(tensor)]
-
-    def resolved(self, tensor: Tensor) -> Axes:
-        """The axes of `tensor`, as far as they are known now."""
-        return tuple(self.unifier.resolve(axis) for axis in self.axes_of(tensor))
+        when, axes = self._axes[id(tensor)]
+        if when != self.unifier.changes:
+            axes = tuple([self.unifier.resolve(axis) for axis in axes])
+            self._axes[id(tensor)] = self.unifier.changes, axes
+        return axes
 
     def freeze(self, values: Any, reason: Reason) -> None:
         """Freeze every dimension of every tensor in `values`."""
@@ -205,8 +214,8 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.read.update(map(id, tensors([args, kwargs])))
+        out, given = self.fakes.run(func, args, kwargs)
+        self.read.update(map(id, given))
         if func._schema.is_mutable:
             self.writes.add(self.node)
         results = tensors(out)
@@ -224,30 +233,24 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             rule = RULES.find(func)
             if rule is not broadcast:
-                self.mixing.append(str(func))
+                self.mixing.append(func)
             found = rule(op)
             typed = found if isinstance(found, list) else [found]
-            # Zeros add nothing to a sum, whichever positions stay: they are as good as an input.
-            zeros = func.overloadpacket.__name__ in ("zeros", "zeros_like", "new_zeros")
-            if zeros or not self._flowing.isdisjoint(map(_storage, tensors([args, kwargs]))):
+            name = func.overloadpacket.__name__
+            if name in ZEROS or not self._flowing.isdisjoint(map(storage_of, given)):
                 self.flow(results)
             elif rule.__module__.endswith(STATISTICS):
                 self._keep_summed(op, typed)
             for result, axes in zip(results, typed, strict=True):
-                if tuple(axis.size for axis in axes) != tuple(result.shape):
+                if [axis.size for axis in axes] != list(result.shape):
                     raise AssertionError(
                         f"rule of {func}: {axes} for a result {tuple(result.shape)}"
                     )
-                if func.overloadpacket.__name__ in REARRANGING:
+                if name in REARRANGING:
                     self.rearrange(result, axes)
                 else:
                     self.give(result, axes)
         return out
-
-
-def _storage(tensor: Tensor) -> int:
-    """What tells the memory of `tensor` apart; views have that of what they look at."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 class _TypedInterpreter(fx.Interpreter):
@@ -270,6 +273,9 @@ class _TypedInterpreter(fx.Interpreter):
             reason = Reason(name, n.name, f"{name} is a function that cannot be looked into")
             given = self.map_nodes_to_values((n.args, n.kwargs), n)
             self.tracker.freeze([given, result], reason)
+        if isinstance(n.target, Use):
+            self._keep_read(n, n.target)
+        self._keep_told(n)
         self.values[n.name] = self.tracker.yielded(result)
         if not self.values[n.name]:
             self.scalars[n.name] = result
@@ -278,6 +284,24 @@ class _TypedInterpreter(fx.Interpreter):
                 result, Reason("output", n.name, "a dimension of the model's output")
             )
         return result
+
+    def _keep_read(self, node: fx.Node, use: Use) -> None:
+        """Keep the dimensions that glue reads."""
+        reason = Reason("glue", node.name, use.detail)
+        for tensor in tensors(self.map_nodes_to_values(node.args, node)):
+            axes = self.tracker.axes_of(tensor)
+            for dim in use.dims_of(tensor):
+                self.tracker.unifier.freeze(axes[dim], reason)
+
+    def _keep_told(self, node: fx.Node) -> None:
+        """Keep the dimensions by whose widths a kernel tells what it has to do."""
+        name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
+        if name not in TELLING_BY_WIDTH:
+            return
+        args: Any = self.map_nodes_to_values(node.args, node)
+        for tensor, dim in told_by_width(name, args):
+            reason = Reason(name, node.name, f"{name} tells a projection by this width")
+            self.tracker.unifier.freeze(self.tracker.axes_of(tensor)[dim], reason)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().placeholder(target, args, kwargs)
@@ -326,18 +350,20 @@ class _Runner(nn.Module):
 def infer(captured: Captured) -> Analysis:
     """Type every tensor of `captured`; well under a second even for large models."""
     module = captured.module
-    tracker = AxisTracker()
-    interpreter = _TypedInterpreter(module, tracker)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        state: dict[str, Tensor] = {name: fake.from_tensor(t) for name, t in named_tensors(module)}
+        fakes = Fakes(fake)
+        tracker = AxisTracker(fakes)
+        interpreter = _TypedInterpreter(module, tracker)
+        state = fakes.of_state(dict(named_tensors(module)))
         inputs = tree_map_only(Tensor, fake.from_tensor, captured.example_inputs)
         for tensor in state.values():
             tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
         runner = _Runner(interpreter)
-        swapped: dict[str, Tensor] = {f"module.{name}": tensor for name, tensor in state.items()}
+        fake_of = {id(tensor): state[name] for name, tensor in named_tensors(module)}
+        swapped = {f"module.{place}": fake_of[id(t)] for place, t in _places(module)}
         try:
             with torch.no_grad(), unfused_attention(), tracker:
-                torch.func.functional_call(runner, swapped, tuple(inputs))
+                torch.func.functional_call(runner, swapped, tuple(inputs), tie_weights=False)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
                 f"{error.func} yields a shape that depends on the values of a tensor",
@@ -353,16 +379,27 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
+def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place that holds a parameter or buffer: once for each module, whatever its names.
+
+    `functional_call` finds tied tensors by itself, but puts fakes back into a module that has two
+    names.
+    """
+    for path, part in module.named_modules():
+        for leaf, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{leaf}" if path else leaf, tensor
+
+
 def _collect(
     tracker: AxisTracker, interpreter: _TypedInterpreter, state: Mapping[str, Tensor]
 ) -> Analysis:
     for name, tensor in state.items():
         if id(tensor) not in tracker.read:
             tracker.freeze(tensor, Reason("unused", name, "nothing in the graph reads it"))
-    typed = {name: tracker.resolved(tensor) for name, tensor in state.items()}
+    typed = {name: tracker.axes_of(tensor) for name, tensor in state.items()}
     values = {
-        node: tuple(tracker.resolved(t) for t in found)
-        for node, found in interpreter.values.items()
+        node: tuple(tracker.axes_of(t) for t in found) for node, found in interpreter.values.items()
     }
     contractions = tuple(
         Contraction(c.node, tuple(map(tracker.unifier.resolve, c.axes)), c.constant)
@@ -382,7 +419,7 @@ def _collect(
         reasons=reasons,
         contractions=contractions,
         writes=frozenset(tracker.writes),
-        storages={n: tuple(map(_storage, found)) for n, found in interpreter.values.items()},
+        storages={n: tuple(map(storage_of, found)) for n, found in interpreter.values.items()},
         dtypes={n: tuple(t.dtype for t in found) for n, found in interpreter.values.items()},
     )
 

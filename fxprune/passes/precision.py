@@ -9,19 +9,27 @@ import torch
 from torch import fx
 
 LOW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+# Its arguments are device, type, whether it is on, and more; float64 is no type it takes.
+AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 CASTS = frozenset({"float", "half", "bfloat16"})
 
 
 def in_double(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of `module` with float64 parameters, in which no node casts to fewer bits."""
     double = copy.deepcopy(module).double().eval()
-    for node in double.graph.nodes:
+    graphs = [m.graph for m in double.modules() if isinstance(m, fx.GraphModule)]
+    for node in [node for graph in graphs for node in graph.nodes]:
         if node.op == "call_method" and node.target in CASTS:
             node.target = "double"
-        if node.op in ("call_function", "call_method"):
+        if node.target is AUTOCAST:
+            device, dtype, _, *rest = node.args
+            node.args = (device, dtype, False, *rest)
+        elif node.op in ("call_function", "call_method"):
             node.args = fx.node.map_aggregate(node.args, _widened)
             node.kwargs = fx.node.map_aggregate(node.kwargs, _widened)
-    double.recompile()
+    for inner in double.modules():
+        if isinstance(inner, fx.GraphModule):
+            inner.recompile()
     return double
 
 

@@ -83,9 +83,11 @@ def calibrate_batch_norm(
     assert isinstance(source, fx.Node)
     value = reference.env[source]
     dims = [d for d in range(value.dim()) if d != 1]
-    mean = value.mean(dims)
-    # The floor keeps single-pixel batches, which have no variance, from blowing the signal up.
-    variance = value.var(dims, correction=0)
+    # Less its own mean, a single value per channel would be gone, and only round-off left of it.
+    single = value.numel() == value.shape[1]
+    mean = torch.zeros_like(value[0].flatten()) if single else value.mean(dims)
+    # The floor keeps channels that hardly vary from blowing the signal up.
+    variance = value.square().flatten() if single else value.var(dims, correction=0)
     variance = variance + 0.1 * variance.mean() + 1e-3
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)

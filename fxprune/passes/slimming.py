@@ -13,6 +13,8 @@ from fxprune.axes import Atom, Axes, Axis, Positions, atoms, kept_positions, kep
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
 
+CHANNELS_LAST = ((4, torch.channels_last), (5, torch.channels_last_3d))
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -65,6 +67,7 @@ class Kept:
                 part = part.index_select(dim, index)
         if part is tensor:
             return tensor.clone()
-        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-            return part.contiguous(memory_format=torch.channels_last)
+        for rank, layout in CHANNELS_LAST:
+            if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout):
+                return part.contiguous(memory_format=layout)
         return part.contiguous()

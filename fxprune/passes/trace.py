@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx._symbolic_trace import PH
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fxprune.errors import InputError
 from fxprune.passes.modules import is_resizable
+from fxprune.passes.order import put_in_order_of
 
 # Modules of torch.nn whose forward is a view with constants, which only a node of its own shows.
 TRANSPARENT = (nn.Unflatten, nn.Flatten, nn.ChannelShuffle)
 
 # Where a function comes from whose calls are seen through: its ATen calls have typing rules, and
-# its arguments rewriters. Anything else is opaque.
-TRANSPARENT_FUNCTIONS = ("torch", "_operator", "math", "builtins")
+# its arguments rewriters, or, for our own, because they only mark a place. Anything else is opaque.
+TRANSPARENT_FUNCTIONS = ("torch", "_operator", "math", "builtins", "fxprune")
+
+# The only node of a graph for a module that is never taken apart.
+LEAF = "leaf"
 
 DROPOUTS: Mapping[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -81,12 +88,59 @@ def capture_by_tracing(
     graph = tracer.trace(model, concrete_args=absent or None)
     module = fx.GraphModule(tracer.root, graph, type(model).__name__)
     _same_names(module, model)
+    put_in_order_of(module, model)
     _first_by_position(module)
     inputs = _place_inputs(module.graph, bound)
     dropout_follows_training(module)
     module.graph.lint()
     module.recompile()
     return module, inputs
+
+
+def trace_child(module: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
+    """Trace one submodule, called with `arguments`: `PH` stands in them for every tensor.
+
+    The graph has one placeholder for each tensor, in order. A module that is never taken apart is
+    its only node, called `LEAF`.
+    """
+    tracer = ModuleTracer()
+    if tracer.is_leaf_module(module, LEAF):
+        return _leaf(module, arguments)
+    graph = tracer.trace(module, concrete_args=dict(arguments))
+    graph.set_codegen(fx.graph.CodeGen())
+    _drop_constants(graph, arguments)
+    traced = fx.GraphModule(module, graph, type(module).__name__)
+    _same_names(traced, module)
+    _first_by_position(traced)
+    dropout_follows_training(traced)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def _leaf(module: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
+    root, graph = nn.Module(), fx.Graph()
+    root.add_module(LEAF, module)
+    leaves, spec = tree_flatten(list(arguments.values()))
+    given = [graph.placeholder("input") if leaf is PH else leaf for leaf in leaves]
+    graph.output(graph.call_module(LEAF, tuple(tree_unflatten(given, spec))))
+    return fx.GraphModule(root, graph, type(module).__name__)
+
+
+def _drop_constants(graph: fx.Graph, arguments: Mapping[str, Any]) -> None:
+    """Erase placeholders of constant arguments, and the checks of them."""
+    leaves = tree_leaves(list(arguments.values()))
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    extra = [node for node in places if str(node.target).startswith("*")]
+    places = [node for node in places if node not in extra]
+    for node, leaf in zip(places, leaves, strict=True):
+        node.args = ()
+        if leaf is not PH:
+            extra.append(node)
+    for node in extra:
+        for user in list(node.users):
+            _drop_assertion(graph, user)
+        graph.erase_node(node)
 
 
 def _same_names(module: fx.GraphModule, model: nn.Module) -> None:
@@ -127,7 +181,7 @@ def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 
 def _is_traced(value: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(value))
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def _place_inputs(graph: fx.Graph, bound: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -179,8 +233,39 @@ def is_opaque(submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
         return not is_resizable(submodules[str(node.target)])
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
         return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return any(_hides(submodules.get(str(n.target))) for n in node.all_input_nodes)
     origin = getattr(node.target, "__module__", None) or "torch"
     return origin.split(".")[0] not in TRANSPARENT_FUNCTIONS
+
+
+def _hides(region: nn.Module | None) -> bool:
+    """Whether a graph within the graph does what only the graph around it could show.
+
+    That is lists of numbers, as views have them, which nobody adapts; and operators that mix places
+    of what was made inside, where the masked original could not be masked.
+    """
+    if not isinstance(region, fx.GraphModule):
+        return False
+    calls = [node for node in region.graph.nodes if node.op not in ("placeholder", "output")]
+    return any(_has_sizes(node) or (_mixes(node) and _reads_any(node, calls)) for node in calls)
+
+
+def _has_sizes(node: fx.Node) -> bool:
+    lists = [argument for argument in node.args if isinstance(argument, (list, tuple))]
+    return any(type(item) is int for argument in lists for item in argument)
+
+
+def _mixes(node: fx.Node) -> bool:
+    known = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
+    return not known or (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.pointwise not in node.target.tags
+    )
+
+
+def _reads_any(node: fx.Node, calls: Sequence[fx.Node]) -> bool:
+    return any(given in calls for given in node.all_input_nodes)
 
 
 def _fresh_name(module: nn.Module, base: str) -> str:

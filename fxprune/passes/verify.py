@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from fxprune.errors import VerificationError
 from fxprune.passes.blocks import Block, dropped_blocks
 from fxprune.passes.capture import Captured, cloned
 from fxprune.passes.constants import operation
+from fxprune.passes.glue.verify import whole_error
 from fxprune.passes.infer import Analysis, infer, named_tensors
 from fxprune.passes.precision import in_double
 from fxprune.passes.reference import MaskedInterpreter
@@ -60,6 +61,8 @@ class Verification:
         nodes: how many results were compared.
         slimmed: how many of those lost positions.
         silent: slimmed nodes that were zero everywhere, where no fault could be seen.
+        whole_error: largest relative error of what a model with Python glue returns; None for
+            others, and where round-off decides what the glue does.
     """
 
     max_error: float
@@ -67,6 +70,7 @@ class Verification:
     nodes: int
     slimmed: int
     silent: tuple[str, ...]
+    whole_error: float | None = None
 
 
 def verify(
@@ -89,11 +93,13 @@ def verify(
             noise = tree_map_only(Tensor, _as_noise, captured.example_inputs)
             run = _lockstep(dense64, slim64, noise, analysis, kept, dropped, calibrate=True)
             if run.finite:
-                return _judge(run)
-        dense64, slim64 = in_double(captured.module), in_double(slim)
-        inputs = tree_map_only(Tensor, _as_double, captured.example_inputs)
-        run = _lockstep(dense64, slim64, inputs, analysis, kept, dropped, calibrate=False)
-        return _judge(run)
+                break
+        else:
+            dense64, slim64 = in_double(captured.module), in_double(slim)
+            inputs = tree_map_only(Tensor, _as_double, captured.example_inputs)
+            run = _lockstep(dense64, slim64, inputs, analysis, kept, dropped, calibrate=False)
+        whole = whole_error(captured, analysis, kept, dropped, dense64, slim64)
+    return replace(_judge(run), whole_error=whole)
 
 
 class VerifyPass(PassBase):

@@ -6,28 +6,27 @@ whose max-marginal is below t are dropped.  If the best of what remains is worth
 worth more than max(v, t): the optimum is found as soon as v >= t, and otherwise the bound has come
 down to t.  So t is chosen for the *size* of what remains, small first, and no good incumbent is
 needed; the incumbent only ends the descent, at the target that already proves it.
+
+With one budget, `branch` does this in parts, by labels; with several, or if these are too many,
+branch and cut solves what remains (`polytope`).
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-import numpy.typing as npt
-
-from fxprune.solver.build import restrict
+from fxprune.solver.branch import by_branching
 from fxprune.solver.dual import ROUNDING, Bundle, Dual
 from fxprune.solver.elimination import Sweep
-from fxprune.solver.model import Model, Point
+from fxprune.solver.model import Point
 from fxprune.solver.polytope import maximum_within
 from fxprune.solver.problem import FloatArray, IntArray
+from fxprune.solver.reduction import ceilings, goal_of, highest, keep
 
 # Assignments tried, in the order in which the prices favour them.
 _ASSIGNMENTS = 1_000
 # Entries of the tables left for branch and cut, one attempt after the other.
 _ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000)
-# Parts of the work stop a little inside the gap, so that rounding cannot put them outside.
-_WITHIN = 0.99
 
 
 def close(
@@ -49,31 +48,25 @@ def close(
     if bound == -math.inf:
         return bound, None
     sweep = bundle.sweep(dual.prices)
+    if bound > goal_of(bundle, budgets, gap, bound):
+        bound = _enumerate(bundle, sweep, budgets, bound, bundle.worth(budgets))
+    if bound <= goal_of(bundle, budgets, gap, bound):
+        return bound, bundle.incumbent(budgets)
+    if len(budgets) == 1:
+        bound = by_branching(bundle, dual, budgets, gap, bound)
     ceiling: FloatArray | None = None
-    for count in (0, *_ENTRIES):
-        worth = bundle.worth(budgets)
-        allowed = _WITHIN * allowance(gap, bound, worth)
-        target = worth + allowed
-        if bound <= target:
+    for entries in _ENTRIES:
+        if bound <= (goal := goal_of(bundle, budgets, gap, bound)):
             break
-        if count == 0:
-            bound = _enumerate(bundle, sweep, budgets, bound, worth)
-            continue
         if ceiling is None:
-            ceiling = _ceilings(sweep, dual)
-        if len(ceiling) > count:
-            target = max(target, float(np.partition(ceiling, -count)[-count]))
-        reduced = Bundle(_keep(bundle.model, ceiling, target))
-        below = _close_reduced(reduced, budgets, target, allowed, nodes)
+            ceiling = ceilings(sweep, dual)
+        target = max(goal, highest(ceiling, entries))
+        reduced = Bundle(keep(bundle.model, ceiling, target))
+        below = _close_reduced(reduced, budgets, target, goal - bundle.worth(budgets), nodes)
         bound = min(bound, max(below, target))
         if (found := reduced.incumbent(budgets)) is not None:
             bundle.learn(found)
     return bound, bundle.incumbent(budgets)
-
-
-def allowance(gap: float, bound: float, worth: float) -> float:
-    """The absolute difference that a relative gap allows, wherever in between the optimum is."""
-    return gap * max(worth, -bound, 0.0) if bound > -math.inf else 0.0
 
 
 def _enumerate(
@@ -96,24 +89,6 @@ def _enumerate(
     return max(target, bundle.worth(budgets))
 
 
-def _ceilings(sweep: Sweep, dual: Dual) -> FloatArray:
-    """For every entry [N], a bound on what an assignment within the budgets with it is worth."""
-    return sweep.marginals() + (dual.bound - sweep.total)
-
-
-def _keep(model: Model, ceiling: FloatArray, target: float) -> Model:
-    """The model without the entries, and so without the options, below the target."""
-    stays: npt.NDArray[np.bool_] = ceiling >= target - ROUNDING * model.magnitude
-    options = [np.zeros(size, dtype=bool) for size in model.sizes]
-    for table, mask in zip(model.tables, model.split(stays), strict=True):
-        place = np.nonzero(mask) if table.rows is None else tuple(table.rows[mask].T)
-        for v, option in zip(table.scope, place, strict=True):
-            options[v][option] = True
-    # A choice that no table looks at, or that has nothing left, keeps what it has.
-    left = [kept if kept.any() else np.ones_like(kept) for kept in options]
-    return restrict(model, left, stays)
-
-
 def _close_reduced(
     bundle: Bundle, budgets: IntArray, target: float, gap: float, nodes: int
 ) -> float:
@@ -131,7 +106,7 @@ def _close_reduced(
             bound = _enumerate(bundle, sweep, budgets, bound, max(target, worth))
             continue
         target = max(target, worth + gap)
-        reduced = _keep(bundle.model, _ceilings(sweep, dual), target)
+        reduced = keep(bundle.model, ceilings(sweep, dual), target)
         answer = maximum_within(reduced, budgets, gap, nodes)
         bound = min(bound, max(answer.bound, target))
         if answer.point is not None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from fxprune.errors import InputError
 from fxprune.solver.build import model_of
-from fxprune.solver.close import allowance, close
+from fxprune.solver.close import close
 from fxprune.solver.dual import ROUNDING, Bundle
 from fxprune.solver.problem import EXACT, Problem, whole
+from fxprune.solver.reduction import allowance
 from fxprune.solver.solution import Solution, Status, measure
 
 GAP = 1e-4

@@ -224,3 +224,26 @@ class Tokens(nn.Module):
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
         return x if self.table is None else x + self.table
+
+
+class Involution(nn.Module):
+    """Kernels made from each place, applied to the windows around it (Li et al. 2021)."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.kernels = nn.Conv2d(channels, 9 * heads, 1)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        kernels = self.kernels(x).view(b, self.heads, 9, h, w).unsqueeze(2)
+        windows = F.unfold(x, 3, padding=1).view(b, self.heads, c // self.heads, 9, h, w)
+        return (kernels * windows).sum(3).view(b, c, h, w)
+
+
+class Folded(nn.Module):
+    """Windows cut out, changed and added up again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = torch.tanh(F.unfold(x, 3, padding=1))
+        return F.fold(windows, x.shape[2:], 3, padding=1)

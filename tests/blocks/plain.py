@@ -201,6 +201,17 @@ class Along(nn.Module):
                 return x.flip(1)
             case "topk":
                 return x.topk(x.shape[1] // 2, dim=1).values
+            case "peak":
+                return x - x.max(1, keepdim=True).values
+            case "share":
+                return x - x.logsumexp(1, keepdim=True)
+            case "product":
+                return x * x.tanh().prod(1, keepdim=True)
+            case "mode":
+                return x + x.mode(1, keepdim=True).values
+            case "gather":
+                order = x.argsort(1, descending=True)
+                return x.gather(1, order[:, : x.shape[1] - 1])
             case _:
                 return x.unfold(1, 2, 2).sum(-1)
 
@@ -253,3 +264,14 @@ class Steps(nn.Module):
         for _ in range(3):
             x = x + 0.3 * self.down(torch.tanh(self.up(x)))
         return x
+
+
+class Numbered(nn.Module):
+    """A learned vector added for the number of each place (Gehring et al. 2017)."""
+
+    def __init__(self, places: int, channels: int):
+        super().__init__()
+        self.table = nn.Embedding(places, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table(torch.arange(x.shape[1]))

@@ -239,3 +239,28 @@ class Recurrent(nn.Module):
             state = torch.tanh(self.read(x[:, step]) + self.carry(state))
             states.append(state)
         return torch.stack(states, dim=1)
+
+
+class Pool(nn.Module):
+    """Neighbouring tokens pooled into one."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Turned(nn.Module):
+    """Pairs of channels turned as complex numbers (Su et al. 2021), by an angle for each token."""
+
+    def __init__(self, inputs: int, channels: int, tokens: int):
+        super().__init__()
+        self.inner = nn.Linear(inputs, channels)
+        self.register_buffer("angles", torch.rand(tokens, channels // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = self.inner(x).unflatten(-1, (-1, 2))
+        turn = torch.polar(torch.ones_like(self.angles), self.angles)
+        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)

@@ -59,15 +59,6 @@ def a_list_and_a_dict_as_input() -> Built:
     return Nested(), ([normal(2, 5), normal(2, 5)], {"z": normal(2, 5)})
 
 
-@refused(CaptureError, "cannot be captured")
-def any_number_of_inputs() -> Built:
-    class Gathering(TwoLayers):
-        def forward(self, *inputs):
-            return self.last(sum(self.first(x) for x in inputs))
-
-    return Gathering(), (normal(2, 5), normal(2, 5))
-
-
 @way("first.weight[0]")
 def nested_output() -> Built:
     class Nested(TwoLayers):
@@ -225,16 +216,6 @@ def traced_already() -> Built:
 def dropout_of_every_kind() -> Built:
     layers = [nn.Conv2d(3, 8, 3), nn.Dropout2d(0.5), nn.Dropout(0.1), nn.AlphaDropout(0.1)]
     return nn.Sequential(*layers, nn.Conv2d(8, 4, 1)), image()
-
-
-@refused(CaptureError, "cannot be captured")
-def branch_on_a_value() -> Built:
-    class Branching(TwoLayers):
-        def forward(self, x):
-            y = self.first(x)
-            return self.last(y) if float(y.sum()) > 0 else self.last(-y)
-
-    return Branching(), vector()
 
 
 @refused(CaptureError, "other values")

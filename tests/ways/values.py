@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.errors import CaptureError
-from tests.ways.base import Built, Model, image, normal, refused, sequence, vector, way
+from tests.ways.base import Built, Model, image, normal, sequence, vector, way
 
 
 def between(run, width: int = 8, after: int = 8) -> Built:
@@ -112,17 +111,10 @@ def channels_in_the_order_of_a_buffer() -> Built:
     return model, inputs
 
 
-@way(frozen={"first.weight[0]": "no typing rule", "order[1]": "no typing rule"}, without=("batch",))
+@way(frozen={"first.weight[0]": "index tensor", "order[1]": "index tensor"}, without=("batch",))
 def gather() -> Built:
     model, inputs = between(lambda s, y: torch.gather(y, 1, s.order.expand(2, -1)), 8, 3)
     model.register_buffer("order", torch.tensor([[6, 1, 3]]))
-    return model, inputs
-
-
-@refused(CaptureError, "depends on the values of a tensor")
-def channels_chosen_by_a_mask() -> Built:
-    model, inputs = between(lambda s, y: y[:, s.mask], 8, 3)
-    model.register_buffer("mask", torch.tensor([1, 0, 0, 1, 0, 1, 0, 0]).bool())
     return model, inputs
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Op:
 
     def axes(self, tensor: Tensor) -> Axes:
         """The axes of `tensor`, in normal form."""
-        return tuple(self.unifier.resolve(axis) for axis in self.axes_of(tensor))
+        return self.axes_of(tensor)
 
     def reason(self, detail: str) -> Reason:
         """A reason that names this call."""
@@ -82,10 +83,12 @@ def tensors(values: Any) -> list[Tensor]:
     """Every tensor in the (nested) arguments `values`, in order."""
     if isinstance(values, Tensor):
         return [values]
-    if isinstance(values, Mapping):
-        return [t for value in values.values() for t in tensors(value)]
     if isinstance(values, (list, tuple)):
         return [t for value in values for t in tensors(value)]
+    if values is None or isinstance(values, (bool, int, float, str)):
+        return []
+    if isinstance(values, Mapping):
+        return [t for value in values.values() for t in tensors(value)]
     if is_dataclass(values):
         return [t for part in fields(values) for t in tensors(getattr(values, part.name))]
     return []
@@ -115,6 +118,10 @@ class RuleTable:
 
         return add
 
+    def __iter__(self) -> Iterator[Rule]:
+        """Every rule that may be found, each once."""
+        return iter(dict.fromkeys((*self._rules.values(), broadcast, unknown)))
+
     def find(self, func: OpOverload) -> Rule:
         """The rule for `func`; the frozen rule where there is none."""
         rule = self._rules.get(func.overloadpacket)
@@ -123,6 +130,7 @@ class RuleTable:
         return broadcast if _is_pointwise(func) else unknown
 
 
+@functools.cache
 def _is_pointwise(func: OpOverload) -> bool:
     """PyTorch's own tag; some in-place forms lack the tag that their plain form has."""
     if torch.Tag.pointwise in func.tags:

@@ -47,3 +47,19 @@ def index_select(op: Op) -> Outputs:
     axes[dim] = op.axes(chosen)[0] if chosen.dim() else ONE
     op.freeze(axes[dim], CHOSEN)
     return tuple(axes)
+
+
+@rule("gather")
+def gather(op: Op) -> Outputs:
+    """Positions of `dim` chosen anew for every place; along other dimensions places correspond."""
+    axes, chosen = list(op.axes(op.args[0])), list(op.axes(op.arg(2, "index")))
+    if not axes:
+        return tuple(chosen)
+    dim = op.arg(1, "dim") % len(axes)
+    for d, (mine, theirs) in enumerate(zip(axes, chosen, strict=True)):
+        if d != dim and mine.size == theirs.size:
+            op.unify(mine, theirs)
+            continue
+        op.freeze(mine, CHOSEN)
+        op.freeze(theirs, CHOSEN)
+    return tuple(op.unifier.resolve(axis) for axis in chosen)

@@ -104,3 +104,35 @@ def rearranged(op: Op) -> Outputs:
     for dim in dims or range(len(axes)):
         op.freeze(axes[dim], "positions move along this dimension")
     return axes
+
+
+@rule("im2col")
+def windows(op: Op) -> Outputs:
+    """`(C, H, W) -> (C*k*k, windows)`: what `F.unfold` makes."""
+    *lead, channels, height, width = op.axes(op.args[0])
+    for place in (height, width):
+        op.freeze(place, MIXED)
+    within = op.frozen(op.out.shape[-2] // channels.size, "places folded into channels")
+    folded = op.unifier.resolve(product((channels, within)))
+    return (*lead, folded, op.frozen(op.out.shape[-1], MIXED))
+
+
+@rule("col2im")
+def overlaid(op: Op) -> Outputs:
+    """`(C*k*k, windows) -> (C, H, W)`: windows added up, as `F.fold` does."""
+    *lead, folded, places = op.axes(op.args[0])
+    channels = op.out.shape[-3]
+    kept, within = op.factor(folded, (channels, folded.size // channels))
+    op.freeze(within, "places folded into channels")
+    op.freeze(places, MIXED)
+    return (*lead, kept, *(op.frozen(size, MIXED) for size in op.out.shape[-2:]))
+
+
+@rule("unfold")
+def sliding(op: Op) -> Outputs:
+    """Windows along `dim`, whose places stay; what lies in one is a last dimension of its own."""
+    axes = list(op.axes(op.args[0]))
+    dim = op.arg(1, "dimension")
+    op.freeze(axes[dim], MIXED)
+    axes[dim] = op.frozen(op.out.shape[dim % len(axes)], MIXED)
+    return (*axes, op.frozen(op.out.shape[-1], MIXED))

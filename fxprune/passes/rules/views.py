@@ -147,3 +147,17 @@ def as_strided(op: Op) -> Outputs:
         tuple(op.frozen(n, "viewed with explicit strides") for n in t.shape)
         for t in tensors(op.out)
     ]
+
+
+@rule("view_as_complex")
+def as_complex(op: Op) -> Outputs:
+    """The last dimension holds real and imaginary part."""
+    axes = op.axes(op.args[0])
+    op.freeze(axes[-1], "real and imaginary part")
+    return axes[:-1]
+
+
+@rule("view_as_real")
+def as_real(op: Op) -> Outputs:
+    """Real and imaginary part become a last dimension."""
+    return (*op.axes(op.args[0]), op.frozen(2, "real and imaginary part"))
