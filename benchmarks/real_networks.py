@@ -1,4 +1,4 @@
-"""Allocation problems of real networks: the ones that `fxprune.optimize` makes, and how they add up.
+"""Allocation problems of real networks: those that `fxprune.optimize` makes, layer by layer.
 
 Structure, groups, ladders and importance (squared weights) are read from a model.  Latencies
 follow the roofline of the synthetic problems (`solver_networks`): a GPU at batch 128 with tiles of
@@ -106,9 +106,9 @@ class Network:
             value = value_tables(self.analysis, only, choices)
             share = float(saliency.sum()) / total
             rows, columns = self.analysis.tensors[name][:2]
-            reads, writes = (columns,), (rows,)
-            if name in ends:
-                reads, writes = ends[name].reads, ends[name].writes
+            kernel = ends.get(name)
+            reads = kernel.reads if kernel else (columns,)
+            writes = kernel.writes if kernel else (rows,)
             for scope, table in value.by_scope.items():
                 terms.append(_term(name, scope, table * share, None, reads, writes, choices))
         for kernel in self.kernels:
@@ -154,11 +154,11 @@ def _roofline(layer: Layer, inputs: Array, outputs: Array, inner: Array) -> Arra
     channels = positions * outputs * (2 if region.residual else 1) + read_places * inputs
     traffic = ELEMENT * (channels + inner * outputs * kernel) / BANDWIDTH
     if region.groups == region.in_width > 1:  # depthwise: no tiles, nothing but memory
-        return np.rint(traffic + LAUNCH)
+        return np.asarray(np.rint(traffic + LAUNCH))
     groups = 1 if region.groups == 1 else inputs / inner
     tiles = np.ceil(positions / 128) * np.ceil(outputs / groups / 64) * groups
     compute = np.ceil(tiles / PROCESSORS) * np.ceil(inner * kernel / 32) * STEP
-    return np.rint(np.maximum(compute, traffic) + LAUNCH)
+    return np.asarray(np.rint(np.maximum(compute, traffic) + LAUNCH))
 
 
 def _others(module: fx.GraphModule, analysis: Analysis, layers: Sequence[Layer]) -> list[Kernel]:
@@ -176,7 +176,7 @@ def _others(module: fx.GraphModule, analysis: Analysis, layers: Sequence[Layer])
 
 def _moved(*sizes: Array) -> Array:
     elements = BATCH * math.prod(sizes, start=np.array(1.0))
-    return np.rint(2 * ELEMENT * elements / BANDWIDTH + LAUNCH)
+    return np.asarray(np.rint(2 * ELEMENT * elements / BANDWIDTH + LAUNCH))
 
 
 def _add_time(tables: Tables, kernel: Kernel, choices: Choices) -> None:

@@ -254,8 +254,8 @@ def _term(layer: Layer, ladders: Mapping[str, IntArray], seed: int) -> Term:
         scope,
         value.reshape(shape),
         cost.reshape(len(RESOURCES), *shape),
-        reads=frozenset({layer.source} & set(scope)),
-        writes=frozenset({layer.target} & set(scope)),
+        reads=frozenset(scope) & {layer.source},
+        writes=frozenset(scope) & {layer.target},
     )
 
 

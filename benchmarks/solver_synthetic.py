@@ -14,8 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from benchmarks.instance import Instance
 from benchmarks.rivals import RIVALS
-from benchmarks.solver_networks import NETWORKS, RESOURCES, Instance, instance
+from benchmarks.solver_networks import NETWORKS, RESOURCES, instance
 from fxprune.solver import Solution, front, measure, solve
 
 SHARES = (0.8, 0.6, 0.5, 0.4, 0.25)

@@ -16,7 +16,7 @@ Torch-Pruning, the channels that each layer loses are those that its own groups 
 * exact:   the largest difference is under 1e-9 of the largest output;
 * wrong:   there was no error, and the results differ by more;
 * crashed: the tool raised an error, or what it made does not run;
-* late:    not done within the time limit (a crash is also what needs more than 8 GB);
+* late:    not done within the time limit (a crash is also what needs more than about 8 GB);
 * nothing: the tool found nothing to prune;
 * unjudged: it changed a layer (attention, recurrence, group norm) that this reference cannot mask.
 """
@@ -61,7 +61,7 @@ CLASSIFIERS = (
     "maxvit_t",
 )  # fmt: skip
 TOLERANCE = 1e-9
-MEMORY = 8 * 2**30
+MEMORY = 12 * 2**30  # of address space, of which the libraries take about four
 TOOLS = ("fxprune", "torch-pruning groups", "torch-pruning pruner")
 
 

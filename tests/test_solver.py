@@ -17,8 +17,10 @@ from fxprune.solver import (
     Factor,
     Problem,
     SparseFactor,
+    branch,
     close,
     front,
+    labels,
     measure,
     solve,
     sum_factor,
@@ -74,6 +76,7 @@ def test_branch_and_cut_gives_what_enumeration_gives(monkeypatch: pytest.MonkeyP
         return answer
 
     monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
+    monkeypatch.setattr(close, "by_branching", lambda *args: args[-1])
     monkeypatch.setattr(close, "maximum_within", counted)
     for problem, solution in zip(problems, wanted, strict=True):
         without = solve(problem, gap=0)
@@ -81,6 +84,53 @@ def test_branch_and_cut_gives_what_enumeration_gives(monkeypatch: pytest.MonkeyP
         assert without.value == pytest.approx(solution.value, rel=1e-9, abs=1e-9)
     assert cut[True] > 60
     assert cut[False] > 5
+
+
+def test_labels_give_what_brute_force_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
+    monkeypatch.setattr(close, "_ENTRIES", ())
+    found = 0
+    for i in range(300):
+        problem = random_problem(np.random.default_rng([10, i]), 1, 7)
+        best = grid(problem).best(problem.budgets)
+        solution = solve(problem, gap=0)
+        assert solution.value == pytest.approx(best, rel=1e-9, abs=1e-9), i
+        assert solution.status == ("infeasible" if best == -math.inf else "optimal"), i
+        found += best > -math.inf
+    assert found > 100
+
+
+def test_too_few_labels_leave_a_bound_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
+    monkeypatch.setattr(close, "_ENTRIES", ())
+    monkeypatch.setattr(labels, "_MOST_PAIRS", 4)
+    monkeypatch.setattr(branch, "_WIDTHS", (1,))
+    monkeypatch.setattr(branch, "_PARTS", 3)
+    open_ = 0
+    for i in range(100):
+        problem = chain(np.random.default_rng([11, i]), length=7, options=4, budgets=1)
+        solution = solve(problem, gap=0)
+        best = grid(problem).best(problem.budgets)
+        assert solution.value - 1e-6 <= best <= solution.bound + 1e-6, i
+        open_ += solution.gap > 0
+    assert open_ > 10
+
+
+def test_a_trunk_that_all_blocks_share_is_closed_by_parts_of_it() -> None:
+    # Half of the trunk's widths cost far less than the others: at one price, all or nothing.
+    rng = np.random.default_rng(3)
+    names = [f"block{i}" for i in range(8)]
+    worth = np.cumsum(rng.gamma(2.0, 1.0, 8))
+    factors = []
+    for name in names:
+        own = np.cumsum(rng.gamma(2.0, 1.0, 8))
+        cost = 1000 * np.ceil(np.arange(1, 9) / 2)[:, None] * np.ceil(np.arange(1, 9) / 4)
+        factors.append(Factor(name, ("trunk", name), cost[None].astype(int), worth[:, None] * own))
+    choices = (Choice("trunk", 8), *(Choice(name, 8) for name in names))
+    problem = Problem(choices, tuple(factors), (31_000,), (0,))
+    solution = solve(problem, gap=1e-9)
+    assert solution.status == "optimal"
+    assert solution.value == pytest.approx(by_highs(problem, 1e-7)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(("budget", "value"), [(1, 1.0), (2, 3.0), (6, 3.0), (7, 5.0), (9, 5.0)])

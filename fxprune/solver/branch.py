@@ -45,8 +45,8 @@ def by_branching(bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, boun
         bound = max(closed, -parts[0][0])
         if bound <= goal_of(bundle, budgets, gap, bound):
             break
-        highest_, _, part, dual = heapq.heappop(parts)
-        below = min(-highest_, _by_labels(part, dual, bundle, budgets, gap, bound))
+        above, _, part, dual = heapq.heappop(parts)
+        below = min(-above, _by_labels(part, dual, bundle, budgets, gap, bound))
         cut = None
         if below > max(goal_of(bundle, budgets, gap, bound), closed):
             cut = _where_to_split(part, dual, budgets)
