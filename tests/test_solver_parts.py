@@ -1,4 +1,4 @@
-"""The solver's parts: elimination, its max-marginals, branch and cut, the dual, silence."""
+"""The solver's parts: elimination, its max-marginals, labels, branch and cut, the dual, silence."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fxprune.solver import Choice, Factor, Problem, SparseFactor, sum_factor
 from fxprune.solver.build import model_of, restrict
 from fxprune.solver.dual import Bundle
 from fxprune.solver.elimination import plan_of
+from fxprune.solver.join import Leaf, tree_of
+from fxprune.solver.labels import best_within
 from fxprune.solver.model import Model
 from fxprune.solver.polytope import maximum_within
 from fxprune.solver.silence import without_lines
@@ -49,6 +51,38 @@ def test_a_max_marginal_is_the_maximum_with_that_entry_imposed() -> None:
                 assert found == pytest.approx(value[tuple(place)].max(), abs=1e-9)
                 checked += 1
     assert checked > 500
+
+
+def test_a_row_with_its_context_is_its_max_marginal() -> None:
+    checked = 0
+    for _, model in random_models(120):
+        tree = tree_of(model)
+        assert tree is not None
+        around = tree.contexts(np.array([0.3]))
+        weights = model.flat_value - 0.3 * model.flat_cost[0]
+        marginals = model.split(plan_of(model).sweep(weights).marginals())
+        leaves = [(n, a) for n, a in zip(tree.nodes, around, strict=True) if isinstance(n, Leaf)]
+        for table, marginal, (leaf, rest) in zip(model.tables, marginals, leaves[1:], strict=True):
+            wanted = marginal[np.isfinite(table.value)].ravel()
+            assert leaf.value - 0.3 * leaf.cost[0] + rest == pytest.approx(wanted, abs=1e-9)
+            checked += len(wanted)
+    assert checked > 500
+
+
+def test_labels_find_the_best_and_bound_what_they_drop() -> None:
+    dropped = 0
+    for seed in range(60):
+        problem = chain(np.random.default_rng([5, seed]), length=6, options=4)
+        best = grid(problem).best(problem.budgets)
+        model, budget = model_of(problem), problem.budgets[0]
+        found = best_within(model, budget, 0.01, -math.inf, width=10_000)
+        assert found.point is not None
+        assert found.point.value == pytest.approx(best)
+        assert found.bound == pytest.approx(best)
+        few = best_within(model, budget, 0.01, -math.inf, width=2)
+        assert few.bound >= best - 1e-9
+        dropped += few.bound > best + 1e-9
+    assert dropped > 10
 
 
 def test_near_lists_exactly_the_assignments_within_the_window() -> None:

@@ -24,7 +24,7 @@ from fxprune.solver.problem import FloatArray, IntArray
 from fxprune.solver.reduction import ceilings, goal_of, highest, keep
 
 # Assignments tried, in the order in which the prices favour them.
-_ASSIGNMENTS = 1_000
+_ASSIGNMENTS = 100
 # Entries of the tables left for branch and cut, one attempt after the other.
 _ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000)
 
