@@ -36,7 +36,7 @@ def build_allocator(prepared: Prepared, exact: Sequence[Gauge]) -> Allocator:
         prepared.importance,
         [*(gauge.tables for gauge in exact), *proxies],
         [*(gauge.unit for gauge in exact), *(1.0 for _ in proxies)],
-        prepared.blocks,
+        prepared.forms,
     )
 
 

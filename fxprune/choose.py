@@ -48,7 +48,7 @@ def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell
         BudgetError: no network within reach keeps them; with the least that can be reached.
     """
     peaks = [
-        Peak.of(budget, prepared.module, prepared.analysis, prepared.blocks)
+        Peak.of(budget, prepared.module, prepared.analysis, prepared.forms.blocks())
         for budget in budgets
         if budget.resource == "activations"
     ]
@@ -97,7 +97,7 @@ def _build(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
         prepared.importance,
         [gauge.tables for gauge in gauges],
         [gauge.unit for gauge in gauges],
-        prepared.blocks,
+        prepared.forms,
     )
 
 

@@ -20,7 +20,6 @@ from torch import fx
 from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
-from fxprune.passes.blocks import Block
 from fxprune.units import format_resource
 
 Array = NDArray[np.float64]
@@ -91,7 +90,7 @@ def close_the_loop(
     corrections = [_Correction([(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
-    tried: set[tuple[tuple[int, ...], tuple[Block, ...]]] = set()
+    tried: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
     rounds: list[Round] = []
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
@@ -99,7 +98,7 @@ def close_the_loop(
         allocation = allocator.solve(limits)
         if not allocation.sizes:
             break
-        key = (tuple(allocation.sizes.values()), allocation.dropped)
+        key = (tuple(allocation.sizes.values()), allocation.parts)
         if key in tried:
             break
         tried.add(key)

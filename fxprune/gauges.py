@@ -14,11 +14,13 @@ from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.budget import Budget
 from fxprune.errors import InputError
+from fxprune.finalize import finalize
 from fxprune.measure import Measurement, Timing, measure, measure_interleaved
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis, named_tensors
+from fxprune.passes.merge import merged
 
 NETWORK_TIMING = Timing(tolerance=0.01, min_samples=30, max_seconds=10.0)
 
@@ -60,7 +62,8 @@ class MacsGauge(Gauge):
         return costs.macs_tables(self._analysis, choices)
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        return float(costs.macs(self._analysis, allocation.sizes, allocation.gone))
+        gone, merged = allocation.gone, allocation.merged
+        return float(costs.macs(self._analysis, allocation.sizes, gone, merged))
 
 
 class ParamsGauge(Gauge):
@@ -76,7 +79,7 @@ class ParamsGauge(Gauge):
         return costs.params_tables(self._module, self._analysis, choices)
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        return float(count_params(slim))
+        return float(count_params(merged(slim)))
 
 
 class MemoryGauge(Gauge):
@@ -92,7 +95,7 @@ class MemoryGauge(Gauge):
         return costs.memory_tables(self._module, self._analysis, choices)
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        return float(weight_bytes(slim))
+        return float(weight_bytes(merged(slim)))
 
 
 class MetricGauge(Gauge):
@@ -165,8 +168,8 @@ class Stopwatch:
         return Stopwatch(backend, settings, inputs, engine, measure(engine, inputs, NETWORK_TIMING))
 
     def time(self, slim: fx.GraphModule) -> Times:
-        """Compile `slim` afresh and measure it together with the dense network."""
-        engine = self.backend.compile(slim, self.inputs, self.settings)
+        """Compile `slim` afresh, as it is deployed, and measure it beside the dense network."""
+        engine = self.backend.compile(finalize(slim, self.inputs), self.inputs, self.settings)
         pairs = {"dense": (self.dense_engine, self.inputs), "slim": (engine, self.inputs)}
         found = measure_interleaved(pairs, NETWORK_TIMING)
         self.times[slim] = Times(found["dense"], found["slim"])

@@ -14,12 +14,15 @@ from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
 from fxprune.budget import Budget, BudgetLike, parse
 from fxprune.choose import choose
-from fxprune.passes.allocate import Allocation, plan_of
+from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Bound
-from fxprune.passes.capture import ExampleInputs, capture
-from fxprune.passes.infer import infer
+from fxprune.passes.capture import Captured, ExampleInputs, capture
+from fxprune.passes.chains import Span
+from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.merges import spans_named, without_activations
 from fxprune.passes.slim import slim as slim_by_plan
-from fxprune.passes.verify import verify
+from fxprune.passes.verify import Verification, verify
+from fxprune.passes.verify_merged import verify_merged
 from fxprune.plan import Plan
 from fxprune.prepare import (
     ChannelsName,
@@ -48,6 +51,7 @@ def optimize(
     ignore: Sequence[str] = (),
     bounds: Mapping[str, Bound] | None = None,
     drop_blocks: bool = True,
+    merge_layers: bool = True,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
@@ -73,6 +77,9 @@ def optimize(
             channels (or heads), fractions from 0.0 to 1.0 are shares: `{"layer1.*": (0.5, 1.0)}`.
         drop_blocks: whole residual blocks may go as well, where that is worth more than narrower
             layers; never one with an ignored part.
+        merge_layers: where latency counts, layers between which the activations are dropped may
+            become one on deployment, if the backend is faster with it; never an ignored one. The
+            slim network still has them all, to be fine-tuned; `finalize` and `compile` merge.
         channels: which channels of a group stay: the most important ones ("ordered"), or those that
             are worth most beside what stays around them ("refined": slower, never worth less).
         cache: path of the latency cache; a file in the user's cache folder if not given.
@@ -100,48 +107,54 @@ def optimize(
         ignore,
         cache,
         drop_blocks,
+        merge_layers,
         channels,
         bounds or {},
     )
     places = [budget.backend for budget in budgets if budget.resource == "latency"]
     with shown(progress) as tell:
         prepared = prepare(model, example_inputs, options, places, tell)
-        tell("Allocating widths and blocks", 0, 0)
+        tell("Allocating widths and depth", 0, 0)
         meta = _meta(budgets, prepared)
         choice = choose(prepared, budgets, partial(_slim, prepared, meta), tell)
-        candidate = choice.candidate
         tell("Verifying against the masked original", 0, 0)
-        plan = _plan(prepared, meta, candidate.allocation)
-        verification = verify(prepared.captured, prepared.analysis, plan, candidate.module)
+        plan = prepared.plan(choice.candidate.allocation, meta)
+        spans = [merge.span for merge in choice.candidate.allocation.merged]
+        slim, verification = _built(prepared.captured, prepared.analysis, plan, spans)
     report = summarise(prepared, choice, verification, budgets)
-    candidate.module.meta[META] = {"plan": plan, "report": report}
-    return candidate.module
+    slim.meta[META] = {"plan": plan, "report": report}
+    return slim
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: ExampleInputs) -> fx.GraphModule:
     """Replay `plan` on a model of the same architecture, whatever its weights; verified.
 
     Raises:
-        PlanMismatch: the model has other groups than the plan was made for.
+        PlanMismatch: the model has other groups, blocks or chains than the plan was made for.
         VerificationError: the slim model is not equal to the masked original.
     """
     captured = capture(model, example_inputs)
     analysis = infer(captured)
-    slim = slim_by_plan(captured, analysis, plan)
-    verify(captured, analysis, plan, slim)
+    slim, _ = _built(captured, analysis, plan, spans_named(captured, plan.merged))
     slim.meta[META] = {"plan": plan}
     return slim
 
 
-def _plan(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> Plan:
-    sizes, dropped = allocation.sizes, allocation.dropped
-    analysis, importance = prepared.analysis, prepared.importance
-    return plan_of(sizes, analysis, importance, meta, dropped, prepared.choose)
+def _built(
+    captured: Captured, analysis: Analysis, plan: Plan, spans: Sequence[Span]
+) -> tuple[fx.GraphModule, Verification]:
+    """The slim model, verified before the activations of `spans` are dropped, and merged after."""
+    module = slim_by_plan(captured, analysis, plan)
+    verification = verify(captured, analysis, plan, module)
+    module = without_activations(module, spans)
+    verify_merged(module, captured.example_inputs)
+    return module, verification
 
 
 def _slim(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> fx.GraphModule:
-    plan = _plan(prepared, meta, allocation)
-    return slim_by_plan(prepared.captured, prepared.analysis, plan)
+    plan = prepared.plan(allocation, meta)
+    module = slim_by_plan(prepared.captured, prepared.analysis, plan)
+    return without_activations(module, [merge.span for merge in allocation.merged])
 
 
 def _meta(budgets: Sequence[Budget], prepared: Prepared) -> dict[str, object]:
@@ -153,7 +166,7 @@ def _meta(budgets: Sequence[Budget], prepared: Prepared) -> dict[str, object]:
     }
     if prepared.timed:
         places = list(prepared.timed.values())
-        meta["backend"] = [timed.backend.version() for timed in places]
-        meta["device"] = [timed.backend.device() for timed in places]
-        meta["settings"] = places[0].settings.to_json()
+        meta["backend"] = [timed.bench.backend.version() for timed in places]
+        meta["device"] = [timed.bench.backend.device() for timed in places]
+        meta["settings"] = places[0].bench.settings.to_json()
     return meta

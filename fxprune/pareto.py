@@ -20,7 +20,7 @@ from fxprune.budget import Budget
 from fxprune.choose import gauge_of
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
-from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocate import Allocator
 from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.capture import ExampleInputs
 from fxprune.plan import Plan
@@ -117,6 +117,7 @@ def pareto(
     ignore: Sequence[str] = (),
     bounds: Mapping[str, Bound] | None = None,
     drop_blocks: bool = True,
+    merge_layers: bool = True,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
@@ -144,6 +145,7 @@ def pareto(
         ignore,
         cache,
         drop_blocks,
+        merge_layers,
         channels,
         bounds or {},
     )
@@ -158,7 +160,7 @@ def pareto(
             prepared.importance,
             [gauge.tables],
             [gauge.unit],
-            prepared.blocks,
+            prepared.forms,
         )
         (dense,) = allocator.dense_costs()
         # A little more than dense, for costs that are rounded up before they are added.
@@ -168,10 +170,7 @@ def pareto(
             if not allocation.sizes:
                 continue
             (cost,), solution = allocation.costs, allocation.solution
-            sizes, dropped = allocation.sizes, allocation.dropped
-            plan = plan_of(
-                sizes, prepared.analysis, prepared.importance, {}, dropped, prepared.choose
-            )
+            plan = prepared.plan(allocation, {})
             share = cost / dense
             found.append(Point(cost, share, solution.value, solution.bound, plan))
     return Front(resource, tuple(found))

@@ -1,4 +1,4 @@
-"""The decision as plain data: which positions of every group stay, and which blocks go.
+"""The decision as plain data: which positions stay, which blocks go, which spans are merged.
 
 A plan is made on one model and can be replayed on any model with the same groups, whatever its
 weights.  It travels as JSON; nothing in it can run code.
@@ -28,6 +28,7 @@ class Plan:
         meta: where the plan comes from (versions, backend, budget); plain JSON values.
         version: of this format.
         dropped: residual blocks that go, by the node of their addition.
+        merged: spans that become one layer each, by their nodes in the captured model.
 
     Raises:
         PlanMismatch: the parts do not fit together; the message gives the path of the first.
@@ -38,6 +39,7 @@ class Plan:
     meta: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
     dropped: tuple[str, ...] = ()
+    merged: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -46,6 +48,7 @@ class Plan:
         object.__setattr__(self, "kept", {k: tuple(v) for k, v in sorted(self.kept.items())})
         object.__setattr__(self, "sizes", dict(sorted(self.sizes.items())))
         object.__setattr__(self, "dropped", tuple(sorted(self.dropped)))
+        object.__setattr__(self, "merged", tuple(sorted(map(tuple, self.merged))))
         object.__setattr__(self, "meta", plain.to_plain(self.meta))
         for name in sorted(self.kept.keys() ^ self.sizes.keys()):
             missing = "sizes" if name in self.kept else "kept"

@@ -18,18 +18,22 @@ from fxprune.backends import Backend, Settings, get_backend
 from fxprune.batches import Data
 from fxprune.cache import Cache
 from fxprune.errors import InputError
-from fxprune.gauges import Stopwatch
+from fxprune.judge import by_damage, by_guess
+from fxprune.passes.allocate import Allocation, plan_of
 from fxprune.passes.allocation.channels import Choose, ordered, refined
+from fxprune.passes.allocation.forms import Forms, Part
 from fxprune.passes.allocation.ladders import Bound, Ladder, build_ladders, is_ignored
-from fxprune.passes.allocation.widths import Choices
-from fxprune.passes.blocks import Block, find_blocks
+from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
+from fxprune.passes.depth_value import Damage, disagreement, loss_rise
 from fxprune.passes.glue.module import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis, infer
-from fxprune.passes.latency import LatencyModel, build_latency_model, measure_layers
 from fxprune.passes.layers import Layer, find_layers
+from fxprune.passes.merges import Merge, find_merges
+from fxprune.plan import Plan
 from fxprune.progress import Tell
+from fxprune.timed import Timed, bench_of
 
 Loss = Callable[[Any, Any], Tensor]
 ChannelsName = Literal["ordered", "refined"]
@@ -56,18 +60,9 @@ class Options:
     ignore: Sequence[str] = ()
     cache: str | None = None
     drop_blocks: bool = True
+    merge_layers: bool = True
     channels: ChannelsName = "ordered"
     bounds: Mapping[str, Bound] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Timed:
-    """The dense network measured on a backend, and tables of what slimming would change."""
-
-    backend: Backend
-    settings: Settings
-    watch: Stopwatch
-    model: Callable[[Choices], LatencyModel]
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,7 @@ class Prepared:
     """A model, captured and understood.
 
     Attributes:
+        forms: the blocks that may go, and the spans that may be merged.
         timed: on each backend whose latency counts, by the name that a budget gives; None is the
             backend that `optimize` was given.
     """
@@ -83,10 +79,22 @@ class Prepared:
     analysis: Analysis
     layers: tuple[Layer, ...]
     ladders: Mapping[Atom, Ladder]
-    blocks: tuple[Block, ...]
+    forms: Forms
     importance: Importance
     choose: Choose
     timed: Mapping[str | None, Timed]
+
+    def plan(self, allocation: Allocation, meta: Mapping[str, object]) -> Plan:
+        """An allocation as a plan: which positions stay, not only how many."""
+        return plan_of(
+            allocation.sizes,
+            self.analysis,
+            self.importance,
+            meta,
+            allocation.dropped,
+            allocation.merged,
+            self.choose,
+        )
 
     @property
     def module(self) -> fx.GraphModule:
@@ -124,16 +132,30 @@ def prepare(
     if alignment is None:
         alignment = math.lcm(*(b.alignment for b in backends.values())) if backends else ALIGNMENT
     ladders = build_ladders(analysis, alignment, options.ignore, options.bounds)
-    blocks = _droppable(captured.module, analysis, options)
     _require_something_to_slim(analysis, model)
     importance = _judge(captured.module, analysis, options, tell)
     layers = find_layers(captured.module, analysis)
     timed = {
-        place: _time(captured, analysis, layers, ladders, backend, options, alignment, tell)
+        place: Timed.start(
+            bench_of(backend, options.settings, captured, alignment, options.cache, tell),
+            captured,
+            analysis,
+            layers,
+            ladders,
+        )
         for place, backend in backends.items()
     }
+    parts: list[Part] = []
+    if options.drop_blocks:
+        parts += find_blocks(captured.module, analysis)
+    if options.merge_layers and timed:
+        merges = _faster(find_merges(captured, analysis, layers), timed.values())
+        judged = _weighed(merges, captured, analysis, layers, ladders, importance, options, tell)
+        timed = {place: each.with_merges(judged, ladders) for place, each in timed.items()}
+        parts += judged
+    forms = Forms.of(_changeable(parts, options), captured.module.graph)
     return Prepared(
-        captured, analysis, layers, ladders, blocks, importance, CHANNELS[options.channels], timed
+        captured, analysis, layers, ladders, forms, importance, CHANNELS[options.channels], timed
     )
 
 
@@ -168,16 +190,16 @@ def _example_inputs(example_inputs: ExampleInputs | None, data: Data | None) -> 
     return batches.arguments(inputs)
 
 
-def _droppable(module: fx.GraphModule, analysis: Analysis, options: Options) -> tuple[Block, ...]:
-    """The residual blocks that may go: all but those with a part that is to keep some width."""
-    if not options.drop_blocks:
-        return ()
+def _changeable(parts: Iterable[Part], options: Options) -> list[Part]:
+    """The parts that may be taken: all but those with a tensor that is to keep some width."""
     wanted = [*options.ignore, *(name for name, (least, _) in options.bounds.items() if least > 0)]
-    return tuple(
-        block
-        for block in find_blocks(module, analysis)
-        if not any(is_ignored(tensor, wanted) for tensor in block.tensors)
-    )
+    return [p for p in parts if not any(is_ignored(tensor, wanted) for tensor in p.tensors)]
+
+
+def _faster(merges: Sequence[Merge], timed: Iterable[Timed]) -> list[Merge]:
+    """The merges that are worth looking at on some backend."""
+    names = set().union(*(each.worthwhile(merges) for each in timed))
+    return [merge for merge in merges if merge.name in names]
 
 
 def _require_something_to_slim(analysis: Analysis, model: nn.Module) -> None:
@@ -206,6 +228,25 @@ def _judge(module: fx.GraphModule, analysis: Analysis, options: Options, tell: T
     return taylor(module, analysis, data, options.loss or _cross_entropy, step=step)
 
 
+def _weighed(
+    merges: Sequence[Merge],
+    captured: Captured,
+    analysis: Analysis,
+    layers: Sequence[Layer],
+    ladders: Mapping[Atom, Ladder],
+    importance: Importance,
+    options: Options,
+    tell: Tell,
+) -> tuple[Merge, ...]:
+    """The merges with what each one loses: by the loss or the outputs on data, or as a guess."""
+    if options.data is None:
+        return by_guess(merges, captured.module, layers, importance)
+    measure: Callable[[fx.GraphModule], Damage] = partial(disagreement, data=options.data)
+    if options.importance != "magnitude":
+        measure = partial(loss_rise, data=options.data, loss=options.loss or _cross_entropy)
+    return by_damage(merges, captured, analysis, ladders, importance, measure, tell)
+
+
 def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
     """The default loss, which is only right for class numbers."""
     if not isinstance(targets, Tensor) or targets.is_floating_point():
@@ -218,37 +259,3 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
 
 def _count(tell: Tell, what: str, done: int) -> None:
     tell(what, done, 0)
-
-
-def _time(
-    captured: Captured,
-    analysis: Analysis,
-    layers: Sequence[Layer],
-    ladders: Mapping[Atom, Ladder],
-    backend: Backend,
-    options: Options,
-    alignment: int,
-    tell: Tell,
-) -> Timed:
-    """Measure the dense network and the kernels it is made of."""
-    settings = options.settings or Settings()
-    tell(f"Compiling and measuring the dense network ({backend.name})", 0, 0)
-    watch = Stopwatch.start(backend, settings, captured.module, captured.example_inputs)
-    with Cache(options.cache) as store:
-        tables = measure_layers(
-            layers,
-            Choices(ladders),
-            backend,
-            settings,
-            batches.device_of(captured.module).type,
-            alignment,
-            store,
-            partial(tell, "Measuring kernels"),
-        )
-    dense = watch.dense.seconds
-    profile = backend.profile(watch.dense_engine, captured.example_inputs)
-
-    def model(choices: Choices) -> LatencyModel:
-        return build_latency_model(captured.module, analysis, choices, tables, dense, profile)
-
-    return Timed(backend, settings, watch, model)

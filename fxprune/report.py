@@ -102,8 +102,9 @@ class Round:
 class Report:
     """Everything that one optimisation found out; plain data.
 
-    `dropped` are the residual blocks that went; `calls` tells how often a budget that is a function
-    was called, the dense network included.
+    `dropped` are the residual blocks that went, `merged` the layers that become one on deployment,
+    span by span; the slim side is the network as deployed. `calls` tells how often a budget that is
+    a function was called, the dense network included.
     """
 
     dense: Side
@@ -116,6 +117,7 @@ class Report:
     verification: Verification | None = None
     rounds: tuple[Round, ...] = ()
     dropped: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
     calls: int = 0
 
     @property
@@ -192,6 +194,7 @@ class Report:
             lines.append(f"The budget's function was called {self.calls} times.")
         if self.dropped:
             lines.append(f"Dropped blocks: {', '.join(self.dropped)}.")
+        lines += [f"Merged on deployment: {span}." for span in self.merged]
         lines += [f"Frozen: {place.place}: {place.reason}." for place in self.frozen]
         return tuple(lines)
 

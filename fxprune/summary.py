@@ -17,6 +17,7 @@ from fxprune.passes.allocation import costs
 from fxprune.passes.frozen import frozen_places
 from fxprune.passes.latency import LatencyModel
 from fxprune.passes.layers import Layer
+from fxprune.passes.merge import merged
 from fxprune.prepare import Prepared
 from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Round, Side, Verification
 
@@ -36,15 +37,18 @@ def summarise(
     latency = timed.model(choice.allocator.choices) if timed is not None else None
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
+    deployed = merged(candidate.module)
     times = timed.watch.times.get(candidate.module) if timed is not None else None
     return Report(
         dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
         slim=_side(
-            candidate.module, costs.macs(analysis, sizes, gone), times.slim if times else None
+            deployed,
+            costs.macs(analysis, sizes, gone, allocation.merged),
+            times.slim if times else None,
         ),
         layers=_rows(prepared.layers, allocation, latency),
         budget=", ".join(budget.describe() for budget in budgets),
-        backend=", ".join(t.backend.version() for t in prepared.timed.values()),
+        backend=", ".join(t.bench.backend.version() for t in prepared.timed.values()),
         frozen=tuple(
             FrozenPlace(", ".join(place.members), place.reason) for place in frozen_places(analysis)
         ),
@@ -54,6 +58,7 @@ def summarise(
         ),
         calls=choice.calls,
         dropped=tuple(map(str, allocation.dropped)),
+        merged=tuple(map(str, allocation.merged)),
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )
 
@@ -67,7 +72,7 @@ def _rows(
 ) -> tuple[LayerRow, ...]:
     sizes, gone = allocation.sizes, allocation.gone
     dense = {} if latency is None else latency.by_layer({})
-    slim = {} if latency is None else latency.by_layer(sizes, gone)
+    slim = {} if latency is None else latency.by_layer(sizes, gone, allocation.merged)
     before, after = sum(dense.values()), sum(slim.values())
     return tuple(
         LayerRow(

@@ -10,6 +10,7 @@ from torch import nn
 import fxprune
 from fxprune.passes.allocate import plan_of
 from fxprune.passes.allocation.activations import critical, moments, peak
+from fxprune.passes.allocation.forms import Forms
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.blocks import find_blocks
@@ -71,14 +72,14 @@ def test_the_slim_network_needs_what_was_counted_for_it(seed):
 def test_tables_are_exact_for_every_choice():
     captured, analysis = analysed(small_resnet(8), images(1))
     ladders, blocks = build_ladders(analysis, 4), find_blocks(captured.module, analysis)
-    choices = Choices(ladders, blocks)
+    choices = Choices(ladders, Forms.of(blocks, captured.module.graph))
     found = moments(captured.module, analysis, blocks)
     tables = [moment.tables(choices) for moment in found]
     domains = [range(len(domain)) for domain in choices.domains.values()]
     for options in list(product(*domains))[::211]:
         named = dict(zip(choices.domains, options, strict=True))
         sizes = {a: ladder.widths[named[ladder.group.name]] for a, ladder in ladders.items()}
-        gone = {n for block in blocks if not named[block.addition] for n in block.gone}
+        gone = {n for block in blocks if not named[f"form of {block.addition}"] for n in block.gone}
         for moment, table in zip(found, tables, strict=True):
             assert table.at(named) == moment.bytes(sizes, gone)
 

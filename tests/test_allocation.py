@@ -1,6 +1,7 @@
 """Allocation: ladders, tables over choices, and the plan that the solver's answer becomes."""
 
-from itertools import product
+from dataclasses import replace
+from itertools import islice, product
 from math import inf
 
 import numpy as np
@@ -13,15 +14,21 @@ from fxprune.axes import product as times
 from fxprune.errors import InputError
 from fxprune.passes.allocate import Allocator, plan_of
 from fxprune.passes.allocation.costs import macs, macs_tables, memory_tables, params_tables
+from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder, build_ladders
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables
-from fxprune.passes.blocks import find_blocks
+from fxprune.passes.blocks import Block, find_blocks
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
 from fxprune.passes.infer import Group, infer
+from fxprune.passes.layers import find_layers
+from fxprune.passes.merge import merged
+from fxprune.passes.merges import Merge, find_merges, without_activations
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
+
+STEP = 997  # of many choices, those tried: coprime to their numbers, so that all options come up
 
 
 class Forked(nn.Module):
@@ -53,22 +60,30 @@ def prepared(model, x, multiple_of=4):
     return captured, analysis, ladders, magnitude(captured.module, analysis)
 
 
-def every_choice(ladders, blocks=()):
-    """Every combination: widths by atom, dropped blocks, and the solver's option numbers."""
-    domains = [*(range(len(ladder.widths)) for ladder in ladders.values()), *[(0, 1)] * len(blocks)]
-    for options in product(*domains):
-        pairs = list(zip(ladders.values(), options, strict=False))
-        kept = list(zip(blocks, options[len(ladders) :], strict=True))
-        sizes = {ladder.group.atom: ladder.widths[option] for ladder, option in pairs}
-        numbers = {ladder.group.name: option for ladder, option in pairs}
-        numbers |= {block.addition: option for block, option in kept}
-        yield sizes, [block for block, option in kept if not option], numbers
+def all_forms(captured, analysis):
+    """Every block and every span that could be merged."""
+    layers = find_layers(captured.module, analysis)
+    merges = [replace(m, loss=1.0) for m in find_merges(captured, analysis, layers)]
+    blocks = find_blocks(captured.module, analysis)
+    return Forms.of([*blocks, *merges], captured.module.graph)
+
+
+def every_choice(ladders, forms=NO_FORMS, step=1):
+    """Every combination: widths by atom, parts taken, and the solver's option numbers."""
+    domains = {ladder.group.name: len(ladder.widths) for ladder in ladders.values()}
+    domains |= {cluster.name: len(cluster.forms) for cluster in forms.clusters}
+    for options in islice(product(*map(range, domains.values())), 0, None, step):
+        numbers = dict(zip(domains, options, strict=True))
+        if any([numbers[n] for n in tie.scope] not in tie.rows.tolist() for tie in forms.ties):
+            continue
+        sizes = {a: ladder.widths[numbers[ladder.group.name]] for a, ladder in ladders.items()}
+        yield sizes, forms.of_options(numbers), numbers
 
 
 def with_sums(choices, options):
     """Options of the derived choices as well: sums and products of widths."""
     found = dict(options)
-    for tie in choices.sums:
+    for tie in choices.sums[len(choices.forms.ties) :]:
         *parts, derived = tie.scope
         (row,) = np.flatnonzero((tie.rows[:, :-1] == [found[part] for part in parts]).all(axis=1))
         found[derived] = int(tie.rows[row, -1])
@@ -78,41 +93,44 @@ def with_sums(choices, options):
 @pytest.mark.parametrize("model", [Forked(), small_resnet(8), normed()])
 def test_cost_tables_are_exact_for_every_choice(model):
     captured, analysis, ladders, importance = prepared(model, images(1))
-    blocks = find_blocks(captured.module, analysis)
-    choices = Choices(ladders, blocks)
+    forms = all_forms(captured, analysis)
+    choices = Choices(ladders, forms)
     tables = {
         "macs": macs_tables(analysis, choices),
         "params": params_tables(captured.module, analysis, choices),
         "memory": memory_tables(captured.module, analysis, choices),
     }
-    every = list(every_choice(ladders, blocks))
-    for sizes, dropped, options in every[:: max(1, len(every) // 40)]:
+    for sizes, parts, options in every_choice(ladders, forms, step=STEP):
+        dropped = [part for part in parts if isinstance(part, Block)]
+        merges = [part for part in parts if isinstance(part, Merge)]
         module = slim(captured, analysis, plan_of(sizes, analysis, importance, {}, dropped))
+        module = merged(without_activations(module, [merge.span for merge in merges]))
         gone = {name for block in dropped for name in block.gone}
         found = {k: t.at(with_sums(choices, options)) for k, t in tables.items()}
         parameters = list(module.parameters())
         state = [*parameters, *module.buffers()]
         assert found == {
-            "macs": macs(analysis, sizes, gone),
+            "macs": macs(analysis, sizes, gone, merges),
             "params": sum(p.numel() for p in parameters),
             "memory": sum(t.numel() * t.element_size() for t in state),
         }
 
 
-def test_value_tables_are_the_saliency_that_is_kept():
+def test_value_tables_are_the_saliency_that_is_kept_less_what_merging_loses():
     captured, analysis, ladders, importance = prepared(small_resnet(8), images(1))
-    blocks = find_blocks(captured.module, analysis)
-    choices = Choices(ladders, blocks)
+    forms = all_forms(captured, analysis)
+    choices = Choices(ladders, forms)
     tables = value_tables(analysis, importance, choices)
     total = sum(s.sum() for s in importance.weights.values())
-    for sizes, dropped, options in list(every_choice(ladders, blocks))[::53]:
-        gone = {name for block in dropped for name in block.tensors}
+    for sizes, parts, options in every_choice(ladders, forms, step=STEP):
+        gone = {name for part in parts if isinstance(part, Block) for name in part.tensors}
         kept = {atom: np.sort(importance.order[atom][:size]) for atom, size in sizes.items()}
         worth = 0.0
         for name, saliency in importance.weights.items():
             rows, columns = (kept_positions(a, kept) for a in analysis.tensors[name][:2])
             worth += 0 if name in gone else saliency[np.ix_(rows, columns)].sum()
-        assert tables.at(options) == pytest.approx(100 * worth / total)
+        lost = sum(isinstance(part, Merge) for part in parts)
+        assert tables.at(options) == pytest.approx(100 * worth / total - lost)
 
 
 def test_the_dense_network_is_worth_100_also_with_concatenations():
@@ -125,18 +143,18 @@ def test_the_dense_network_is_worth_100_also_with_concatenations():
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_the_answer_is_the_best_of_all_choices(share):
     captured, analysis, ladders, importance = prepared(small_resnet(8), images(1))
-    blocks = find_blocks(captured.module, analysis)
+    forms = all_forms(captured, analysis)
     costs = [lambda choices: macs_tables(analysis, choices)]
-    allocator = Allocator.build(analysis, ladders, importance, costs, [1.0], blocks)
+    allocator = Allocator.build(analysis, ladders, importance, costs, [1.0], forms)
     limit = share * macs(analysis)
     answer = allocator.solve([limit])
     value = value_tables(analysis, importance, allocator.choices)
     cost = macs_tables(analysis, allocator.choices)
     best = -inf
-    for _, _, options in every_choice(ladders, blocks):
+    for _, _, options in every_choice(ladders, forms):
         if cost.at(options) <= limit:
             best = max(best, value.at(options))
-    assert macs(analysis, answer.sizes, answer.gone) <= limit
+    assert macs(analysis, answer.sizes, answer.gone, answer.merged) <= limit
     assert answer.dropped
     assert answer.solution.value == pytest.approx(best, rel=2e-4)
     assert answer.solution.bound >= best * (1 - 1e-9)

@@ -232,7 +232,7 @@ def test_each_latency_budget_is_measured_on_its_own_backend(tmp_path):
     options = Options(backend="onnxruntime", cache=str(tmp_path / "latencies.sqlite"))
     tell = lambda what, done, total: None  # noqa: E731
     found = prepare(small_resnet(8), (images(),), options, [None, "eager", None], tell)
-    assert {place: timed.backend.name for place, timed in found.timed.items()} == {
+    assert {place: timed.bench.backend.name for place, timed in found.timed.items()} == {
         None: "onnxruntime",
         "eager": "eager",
     }

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from fxprune.axes import Atom
 from fxprune.errors import InputError
 from fxprune.passes.allocation.channels import Choose, ordered
+from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, factors
 from fxprune.passes.blocks import Block
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
+from fxprune.passes.merges import Merge
 from fxprune.plan import Plan
 from fxprune.solver import Problem, Solution, Solver, front, measure
 
@@ -32,14 +34,21 @@ class Allocation:
     Attributes:
         sizes: how many positions of every group stay; none if no choice keeps the budgets.
         dropped: residual blocks that go.
+        merged: spans that become one layer each.
         costs: what the tables say it costs, per budget.
         solution: with its certificate.
     """
 
     sizes: Mapping[Atom, int]
     dropped: tuple[Block, ...]
+    merged: tuple[Merge, ...]
     costs: tuple[float, ...]
     solution: Solution
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of what is dropped or merged."""
+        return (*(block.name for block in self.dropped), *(merge.name for merge in self.merged))
 
     @property
     def gone(self) -> frozenset[str]:
@@ -64,17 +73,17 @@ class Allocator:
         importance: Importance,
         costs: Sequence[CostTables],
         units: Sequence[float],
-        blocks: Sequence[Block] = (),
+        forms: Forms = NO_FORMS,
     ) -> Allocator:
         """Set the problem up; where concatenations entangle it too much, to first order.
 
         Args:
             costs: tables of each budget's cost.
             units: what each cost is rounded up to, since the solver counts in whole numbers.
-            blocks: those that may be dropped.
+            forms: the blocks that may be dropped and the spans that may be merged.
         """
         for kind in (Choices, SeparateChoices):
-            choices = kind(ladders, blocks)
+            choices = kind(ladders, forms)
             value = value_tables(analysis, importance, choices)
             tables = tuple(cost(choices) for cost in costs)
             found, fixed = factors(choices, value, tables, units)
@@ -123,7 +132,7 @@ class Allocator:
 
     def smallest(self) -> Allocation:
         """The best at no more than what every group at its smallest width costs, without blocks."""
-        narrowest = dict.fromkeys(self.choices.domains, 0)
+        narrowest = dict.fromkeys(self.choices.domains, 0) | self.choices.forms.barest()
         _, use = measure(self.problem, narrowest)
         return self.read(self.solver.at(use))
 
@@ -131,14 +140,16 @@ class Allocator:
         """What the solver's answer says of groups and blocks."""
         options = solution.assignment
         if not options:
-            return Allocation({}, (), (), solution)
+            return Allocation({}, (), (), (), solution)
         sizes = {
             atom: ladder.widths[options[ladder.group.name]]
             for atom, ladder in self.choices.ladders.items()
         }
-        dropped = tuple(block for block in self.choices.blocks if not options[block.addition])
+        parts = self.choices.forms.of_options(options)
+        dropped = tuple(part for part in parts if isinstance(part, Block))
+        merged = tuple(part for part in parts if isinstance(part, Merge))
         costs = tuple(tables.at(options) for tables in self.costs)
-        return Allocation(sizes, dropped, costs, solution)
+        return Allocation(sizes, dropped, merged, costs, solution)
 
 
 def plan_of(
@@ -147,9 +158,10 @@ def plan_of(
     importance: Importance,
     meta: Mapping[str, object],
     dropped: Sequence[Block] = (),
+    merged: Sequence[Merge] = (),
     choose: Choose = ordered,
 ) -> Plan:
-    """Keep so many positions of every group, and all blocks but the dropped ones.
+    """Keep so many positions of every group, all blocks but the dropped ones, and merge spans.
 
     Args:
         choose: says which positions.
@@ -161,6 +173,7 @@ def plan_of(
         sizes={group.name: group.size for group in analysis.groups},
         meta=dict(meta),
         dropped=tuple(block.addition for block in dropped),
+        merged=tuple(merge.span.nodes for merge in merged),
     )
 
 

@@ -43,6 +43,11 @@ class Block:
     copies: bool
 
     @property
+    def name(self) -> str:
+        """Tells blocks apart."""
+        return self.addition
+
+    @property
     def gone(self) -> frozenset[str]:
         """Every node that goes with the block."""
         return self.nodes | {self.addition}

@@ -3,8 +3,8 @@
 Three estimates, from the best informed to the least. All are 0 for a span that changes nothing,
 and grow with the damage.
 
-- `loss_rises`: by how much the loss on calibration data rises;
-- `disagreements`: how far the outputs on calibration data move from the dense network's;
+- `loss_rise`: by how much the loss on calibration data rises;
+- `disagreement`: how far the outputs on calibration data move from the dense network's;
 - `expected_errors`: how far the span's activations are from the identity, if what enters them is
   Gaussian with the mean and variance that the batch norm before them gives it (the data model of
   Horton et al. 2020, arXiv 2011.09058). No data, no run of the network: a guess.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,28 +37,39 @@ from fxprune.passes.recalibrate import recalibrate
 
 Loss = Callable[[Any, Any], Tensor]
 Step = Callable[[int], None]
+Damage = Callable[[fx.GraphModule], float]
+"""How much worse a changed network is, which it may recalibrate in place."""
 
 _POINTS = 65  # of the Gauss-Hermite quadrature; kinks converge slowly, but four digits are plenty
 
 
-def loss_rises(
-    module: fx.GraphModule,
-    spans: Sequence[Span],
-    data: Data,
-    loss: Loss,
-    *,
-    limit: int = 8,
-    step: Step | None = None,
+def damages(
+    module: fx.GraphModule, spans: Sequence[Span], damage: Damage, *, step: Step | None = None
 ) -> tuple[float, ...]:
-    """For each span alone, the mean loss without its activations minus that of the whole network.
+    """The damage of dropping the activations of each span alone.
 
     Args:
         module: a captured model; not modified.
         spans: of this model.
+        damage: `loss_rise` or `disagreement` of this model.
+        step: called with the number of spans done, for progress.
+    """
+    found = []
+    for span in spans:
+        found.append(damage(drop_activations(module, [span]).eval()))
+        if step is not None:
+            step(len(found))
+    return tuple(found)
+
+
+def loss_rise(module: fx.GraphModule, data: Data, loss: Loss, *, limit: int = 8) -> Damage:
+    """Measures the mean loss of a changed network minus that of `module`.
+
+    Args:
+        module: a captured model; not modified.
         data: (inputs, targets) batches.
         loss: `loss(outputs, targets)`, a scalar.
         limit: how many batches to use at most.
-        step: called with the number of spans done, for progress.
 
     Raises:
         InputError: data or loss do not fit the model, or a loss is not finite.
@@ -66,25 +77,18 @@ def loss_rises(
     used = _few(data, limit)
 
     def mean_loss(variant: fx.GraphModule) -> float:
-        outputs = _outputs(variant, used)
+        outputs = _outputs(recalibrate(variant, used), used)
         values = (_scalar(loss, output, batch) for output, batch in zip(outputs, used, strict=True))
         return sum(values) / len(used)
 
-    dense = mean_loss(recalibrate(copy.deepcopy(module).eval(), used))
-    return tuple(mean_loss(variant) - dense for variant in _variants(module, spans, used, step))
+    dense = mean_loss(copy.deepcopy(module).eval())
+    return lambda variant: mean_loss(variant) - dense
 
 
-def disagreements(
-    module: fx.GraphModule,
-    spans: Sequence[Span],
-    data: Data,
-    *,
-    limit: int = 8,
-    step: Step | None = None,
-) -> tuple[float, ...]:
-    """For each span alone, the squared change of the outputs over the squared outputs.
+def disagreement(module: fx.GraphModule, data: Data, *, limit: int = 8) -> Damage:
+    """Measures the squared change of the outputs over the squared outputs of `module`.
 
-    0 is no change; 1 is as far off as an output of zeros.  Arguments and errors as of `loss_rises`.
+    0 is no change; 1 is as far off as an output of zeros.  Arguments and errors as of `loss_rise`.
     """
     used = _few(data, limit)
     dense = [
@@ -97,37 +101,29 @@ def disagreements(
             "The dense network's outputs on the data are zero, or not finite",
             fix="Judge spans with a loss, or with other data",
         )
-    found = []
-    for variant in _variants(module, spans, used, step):
-        pairs = zip(_outputs(variant, used), dense, strict=True)
-        found.append(sum(_distance(here, there) for here, there in pairs) / whole)
-    return tuple(found)
+
+    def measured(variant: fx.GraphModule) -> float:
+        pairs = zip(_outputs(recalibrate(variant, used), used), dense, strict=True)
+        return sum(_distance(here, there) for here, there in pairs) / whole
+
+    return measured
 
 
-def expected_errors(module: fx.GraphModule, spans: Sequence[Span]) -> tuple[float, ...]:
-    """For each span, the sum over its activations f of E (f(x) - x)^2 / E f(x)^2.
+def expected_errors(module: fx.GraphModule, spans: Sequence[Span]) -> dict[str, float]:
+    """For each activation f inside of a span, by node name, E (f(x) - x)^2 / E f(x)^2.
 
     The expectation is over channels and a Gaussian x with the mean and variance of the batch norm
     before f; where several are added up before f, theirs are added up; 0 and 1 where there is none.
     """
     judge = _GaussianJudge(module)
-    return tuple(sum(judge.error(name) for name in span.activations) for span in spans)
+    names = dict.fromkeys(name for span in spans for name in span.activations)
+    return {name: judge.error(name) for name in names}
 
 
 def _few(data: Data, limit: int) -> list[Batch]:
     if limit < 1:
         raise InputError(f"limit should be at least 1, not {limit}")
     return list(itertools.islice(batches.first_of(data)[1], limit))
-
-
-def _variants(
-    module: fx.GraphModule, spans: Sequence[Span], data: Data, step: Step | None
-) -> Iterator[fx.GraphModule]:
-    """The network without the activations of each span in turn, its batch norms recalibrated."""
-    for done, span in enumerate(spans):
-        yield recalibrate(drop_activations(module, [span]).eval(), data)
-        if step is not None:
-            step(done + 1)
 
 
 @torch.no_grad()

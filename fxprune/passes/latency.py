@@ -11,9 +11,10 @@ only there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import Layer
+from fxprune.passes.merges import Merge
 
 Array = NDArray[np.float64]
 Step = Callable[[], None]
@@ -90,18 +92,33 @@ class LatencyModel:
     Attributes:
         layers: each layer's own table, and what it is multiplied with to be right in the dense
             network.
+        merges: the same for the spans that may be merged, by name.
         tables: all of it over the choices.
     """
 
     layers: tuple[tuple[LayerLatency, float], ...]
+    merges: Mapping[str, tuple[LayerLatency, float]]
     tables: Tables
 
-    def by_layer(self, sizes: Mapping[Atom, int], gone: Set[str] = frozenset()) -> dict[str, float]:
-        """Seconds of each layer when atoms have the given sizes, by node name; 0 if it is gone."""
-        return {
+    def by_layer(
+        self,
+        sizes: Mapping[Atom, int],
+        gone: Set[str] = frozenset(),
+        merged: Iterable[Merge] = (),
+    ) -> dict[str, float]:
+        """Seconds of each layer when atoms have the given sizes, by node name; 0 if it is gone.
+
+        Those of a merged span are counted at its first convolution.
+        """
+        seconds = {
             table.layer.node: 0.0 if table.layer.node in gone else table.at(sizes) * scale
             for table, scale in self.layers
         }
+        for merge in merged:
+            table, scale = self.merges[merge.name]
+            seconds |= dict.fromkeys(merge.gone & seconds.keys(), 0.0)
+            seconds[merge.span.convolutions[0]] = table.at(sizes) * scale
+        return seconds
 
 
 def build_latency_model(
@@ -111,6 +128,7 @@ def build_latency_model(
     tables: Sequence[LayerLatency],
     dense_seconds: float,
     profile: Mapping[str, float] | None,
+    merged: Mapping[str, LayerLatency] = MappingProxyType({}),
 ) -> LatencyModel:
     """Add up the tables of all layers, so that the dense network takes `dense_seconds`.
 
@@ -118,6 +136,7 @@ def build_latency_model(
         profile: seconds of each node of `module` inside the dense network, where the backend can
             tell. It puts each layer's table, and everything between the layers, right at the
             dense widths. Without it, what the layers leave of the whole is shared out by size.
+        merged: tables of the spans that may be merged, by name.
     """
     inside = {name for table in tables for name in table.layer.fused}
     others = _other_tensors(module, analysis, inside)
@@ -139,14 +158,30 @@ def build_latency_model(
     for table, scale in zip(tables, scales, strict=True):
         layer = table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
-        total.add_function(widths, partial(_scaled, table, scale), choices.gates.get(layer.node))
+        total.add_function(widths, partial(_scaled, table, scale), choices.runs.get(layer.node))
     for name, tensors in others:
         count = sum(map(_elements, tensors))
         for axes in tensors:
             share = shrink * between[name] / count if count else 0.0
             widths = [choices.width(axis) for axis in axes]
-            total.add_product(widths, share, choices.gates.get(name))
-    return LatencyModel(tuple(zip(tables, scales, strict=True)), total)
+            total.add_product(widths, share, choices.runs.get(name))
+    merges = {}
+    for merge in choices.forms.merges():
+        table = merged[merge.name]
+        layer = table.layer
+        # A merged kernel is as far from its time on its own as kernels of its kind are.
+        alike = [
+            i
+            for i, other in enumerate(tables)
+            if (other.layer.region.groups > 1) == (layer.region.groups > 1)
+        ]
+        alone = sum(kernels[i] for i in alike)
+        scale = sum(scales[i] * kernels[i] for i in alike) / alone if alone else shrink
+        widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
+        gate = choices.forms.taken(merge.name)
+        total.add_function(widths, partial(_scaled, table, scale), gate)
+        merges[merge.name] = (table, scale)
+    return LatencyModel(tuple(zip(tables, scales, strict=True)), merges, total)
 
 
 def _scaled(table: LayerLatency, scale: float, *widths: Any) -> Array:

@@ -103,14 +103,14 @@ def _layer(
         return None
     value, result = analysis.values[source.name][0], analysis.values[node.name][0]
     channel = -1 if operator == "linear" else -places - 1
-    activation, residual, fused = _epilogue(node, modules, analysis, claimed)
+    activation, residual, fused = epilogue(node, modules, analysis, claimed)
     batch = value[0].size if len(value) > (1 if operator == "linear" else places + 1) else 1
     region = Region(
         operator=operator,
         batch=batch,
         in_width=value[channel].size,
         out_width=result[channel].size,
-        spatial=_spatial(value, operator, places),
+        spatial=spatial_sizes(value, operator, places),
         activation=activation,
         residual=residual,
         **settings,
@@ -124,7 +124,8 @@ def _layer(
     return Layer(node.name, weight, kind, value[channel], result[channel], inner, region, fused)
 
 
-def _spatial(value: Axes, operator: Operator, places: int) -> tuple[int, ...]:
+def spatial_sizes(value: Axes, operator: Operator, places: int) -> tuple[int, ...]:
+    """Input sizes after batch and channels, as a region has them."""
     if operator == "linear":
         rows = math.prod(axis.size for axis in value[1:-1])
         return (rows,) if len(value) > 2 else ()
@@ -196,7 +197,7 @@ def _tuple(value: Any, places: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * places
 
 
-def _epilogue(
+def epilogue(
     node: fx.Node, modules: Mapping[str, nn.Module], analysis: Analysis, claimed: Set[str]
 ) -> tuple[str | None, bool, tuple[str, ...]]:
     """Activation, whether a residual is added, and the nodes that run with `node`."""

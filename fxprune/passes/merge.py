@@ -136,6 +136,12 @@ def spans_of(module: fx.GraphModule) -> tuple[Span, ...]:
         ) from error
 
 
+def merged(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` with the spans that wait in it merged; itself if there are none."""
+    waiting = spans_of(module)
+    return merge_spans(module, waiting) if waiting else module
+
+
 class DropActivationsPass(PassBase):
     """`drop_activations` as an fx pass."""
 

@@ -86,11 +86,11 @@ def verify(
     dropped = dropped_blocks(captured.module, analysis, plan.dropped)
     _same_parts(captured.module, slim, analysis, kept)
     dense64, slim64 = in_double(captured.module), in_double(slim)
-    with torch.no_grad(), unfused_attention(), _double_by_default():
+    with torch.no_grad(), unfused_attention(), double_by_default():
         for draw in (drawn_weights, scaled_weights):
             draw(dense64, captured.module, SEED)
             _copy_parts(dense64, slim64, analysis, kept)
-            noise = tree_map_only(Tensor, _as_noise, captured.example_inputs)
+            noise = tree_map_only(Tensor, as_noise, captured.example_inputs)
             run = _lockstep(dense64, slim64, noise, analysis, kept, dropped, calibrate=True)
             if run.finite:
                 break
@@ -329,7 +329,8 @@ def _as_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor.clone()
 
 
-def _as_noise(tensor: Tensor) -> Tensor:
+def as_noise(tensor: Tensor) -> Tensor:
+    """Standard normal numbers in place of a floating-point tensor."""
     if not tensor.is_floating_point():
         return tensor.clone()
     generator = torch.Generator().manual_seed(SEED)
@@ -338,7 +339,7 @@ def _as_noise(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _double_by_default() -> Iterator[None]:
+def double_by_default() -> Iterator[None]:
     """Tensors that the graph creates are float64 too, or they would hide differences."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

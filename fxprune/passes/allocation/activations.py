@@ -56,7 +56,7 @@ class Moment:
         tables = Tables(choices.domains)
         for buffer in self.alive:
             widths = [choices.width(axis) for axis in buffer.axes]
-            gate = choices.gates.get(buffer.node) if buffer.node else None
+            gate = choices.stays.get(buffer.node) if buffer.node else None
             tables.add_product(widths, buffer.itemsize, gate)
         return tables
 

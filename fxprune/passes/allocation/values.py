@@ -1,6 +1,7 @@
 """What a choice is worth: pairwise saliency of every layer as tables over the choices.
 
-A layer in a residual block is worth nothing without the block.
+A layer in a residual block is worth nothing without the block. What is inside of a merged span
+keeps its worth, since it still shapes the merged kernel; only the activations between are lost.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.axes import Atom, Axis, Concat, atoms, kept_positions
+from fxprune.passes.allocation.forms import Gate
 from fxprune.passes.allocation.widths import Choices, Tables, fits
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
@@ -31,7 +33,7 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
     tables = Tables(choices.domains)
     for name, saliency in importance.weights.items():
         rows, columns = analysis.tensors[name][:2]
-        gate = choices.gates.get(name)
+        gate = choices.stays.get(name)
         share = saliency * (TOTAL / total) if total else saliency
         if _is_wide(rows, choices) or _is_wide(columns, choices):
             for dim, axis in enumerate((rows, columns)):
@@ -39,6 +41,8 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
                 _add(tables, half, (axis,), importance, choices, gate)
         else:
             _add(tables, share, (rows, columns), importance, choices, gate)
+    for merge in choices.forms.merges():
+        tables.add((), np.array(-merge.loss), choices.forms.taken(merge.name))
     return tables
 
 
@@ -52,7 +56,7 @@ def _add(
     axes: Sequence[Axis],
     importance: Importance,
     choices: Choices,
-    gate: str | None,
+    gate: Gate | None,
 ) -> None:
     """Add the sum of `saliency` over the positions that stay, for every combination of widths."""
     if len(axes) == 1 and isinstance(axes[0], Concat):

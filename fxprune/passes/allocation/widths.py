@@ -7,8 +7,8 @@ A concatenation of many groups would give a table with many dimensions. Its widt
 own instead, tied to those of its parts by running sums, which networks with dense links share. So
 is a product of groups (as group norms and attention heads make) where tables would grow too large.
 
-A residual block that may be dropped is a choice between 0 (dropped) and 1 (kept), with which the
-tables of whatever lies in the block are multiplied.
+Where blocks may be dropped and spans merged (`forms`), the tables of whatever lies in them are
+multiplied with 0 or 1 for each form.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.axes import Atom, Axis, Concat, Product, atoms, kept_size
+from fxprune.passes.allocation.forms import NO_FORMS, Forms, Gate
 from fxprune.passes.allocation.ladders import Ladder
-from fxprune.passes.blocks import Block
 from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
 
 Array = NDArray[np.float64]
@@ -52,25 +52,27 @@ class Width:
 
 @dataclass
 class Choices:
-    """The choices of the problem: a width per group, running sums of widths, blocks to keep.
+    """The choices of the problem: a width per group, running sums of widths, forms.
 
     Attributes:
-        gates: the choice of the block that a node or tensor lies in, by name of node or tensor.
+        runs: whether a node runs as itself, by name; in its stead may run a merged layer, or none.
+        stays: whether a node's own weights count for something: its block is not dropped.
     """
 
     ladders: Mapping[Atom, Ladder]
-    blocks: Sequence[Block] = ()
+    forms: Forms = NO_FORMS
     domains: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sums: list[SparseFactor] = field(default_factory=list)
-    gates: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, Gate] = field(default_factory=dict)
+    stays: dict[str, Gate] = field(default_factory=dict)
     derived: dict[tuple[tuple[str, ...], bytes], Width] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
         self.sums += [_all_but_dense(rung) for rung in self.ladders.values() if not rung.whole]
-        for block in self.blocks:
-            self.domains[block.addition] = (0, 1)
-            self.gates |= dict.fromkeys(block.gone | block.tensors, block.addition)
+        self.sums += self.forms.ties
+        self.domains |= {c.name: tuple(range(len(c.forms))) for c in self.forms.clusters}
+        self.runs, self.stays = self.forms.runs(), self.forms.stays()
 
     def choices(self) -> tuple[Choice, ...]:
         """All choices, for the solver."""
@@ -198,10 +200,10 @@ class Tables:
     constant: float = 0.0
     by_scope: dict[tuple[str, ...], Array] = field(default_factory=dict)
 
-    def add(self, scope: Sequence[str], table: Array, gate: str | None = None) -> None:
-        """Add a table with one dimension per choice of `scope`; only if block `gate` is kept."""
+    def add(self, scope: Sequence[str], table: Array, gate: Gate | None = None) -> None:
+        """Add a table with one dimension per choice of `scope`, where the gate is open."""
         if gate is not None:
-            scope, table = (*scope, gate), np.multiply.outer(table, np.array([0.0, 1.0]))
+            scope, table = (*scope, gate.choice), np.multiply.outer(table, gate.open)
         if not scope:
             self.constant += float(table)
             return
@@ -210,7 +212,7 @@ class Tables:
         table = np.transpose(table, order)
         self.by_scope[key] = self.by_scope[key] + table if key in self.by_scope else table
 
-    def add_product(self, widths: Sequence[Width], scale: float, gate: str | None = None) -> None:
+    def add_product(self, widths: Sequence[Width], scale: float, gate: Gate | None = None) -> None:
         """Add `scale` times the product of several widths."""
 
         def product(*sizes: IntArray) -> Array:
@@ -219,7 +221,7 @@ class Tables:
         self.add_function(widths, product, gate)
 
     def add_function(
-        self, widths: Sequence[Width], function: Callable[..., Array], gate: str | None = None
+        self, widths: Sequence[Width], function: Callable[..., Array], gate: Gate | None = None
     ) -> None:
         """Add `function(*sizes)`, evaluated on every combination of the choices involved."""
         scope, shape = self._space(widths)
@@ -243,7 +245,7 @@ class Tables:
         widths: Sequence[Width],
         scope: Sequence[str],
         function: Callable[..., Array],
-        gate: str | None,
+        gate: Gate | None,
     ) -> None:
         """The dense value, and what each choice alone changes: exact to first order."""
         dense = float(function(*(np.array(width.dense) for width in widths)))
