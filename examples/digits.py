@@ -1,4 +1,4 @@
-"""The demo's network and data: handwritten digits that come with scikit-learn, and a ResNet.
+"""Networks and data for the examples: handwritten digits that come with scikit-learn.
 
 The 1797 images of 8x8 pixels are the test set of the UCI "Optical Recognition of Handwritten
 Digits" data (E. Alpaydin and C. Kaynak), upsampled here so that the convolutions, and not the
@@ -62,6 +62,49 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stages(self.stem(x))
         return self.head(y.mean(dim=(2, 3)))
+
+
+class InvertedBottleneck(nn.Sequential):
+    """x + f(x), f widening, depthwise 3x3 and narrowing (Sandler et al. 2018, figure 4)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int = 6) -> None:
+        hidden = inputs * expansion
+        super().__init__(
+            *_convolution(inputs, hidden, 1),
+            nn.ReLU6(),
+            *_convolution(hidden, hidden, 3, stride=stride, groups=hidden),
+            nn.ReLU6(),
+            *_convolution(hidden, outputs, 1),
+        )
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return x + y if self.adds else y
+
+
+class MobileNet(nn.Sequential):
+    """Inverted bottlenecks as in MobileNetV2, for small images: [N, 1, 32, 32] -> [N, 10]."""
+
+    def __init__(self, widths: tuple[int, ...] = (24, 32, 64), blocks: int = 3) -> None:
+        layers: list[nn.Module] = [*_convolution(1, widths[0], 3), nn.ReLU6()]
+        inputs = widths[0]
+        for i, outputs in enumerate(widths):
+            for j in range(blocks):
+                layers.append(InvertedBottleneck(inputs, outputs, stride=2 if i and not j else 1))
+                inputs = outputs
+        layers += [*_convolution(inputs, 256, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1)]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(256, CLASSES))
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> tuple[nn.Module, nn.Module]:
+    """A convolution that keeps the size of the image but for its stride, and a batch norm."""
+    layer = nn.Conv2d(
+        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+    )
+    return layer, nn.BatchNorm2d(outputs)
 
 
 @dataclass(frozen=True)

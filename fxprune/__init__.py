@@ -24,6 +24,7 @@ from fxprune.pareto import pareto
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import finetune
 from fxprune.plan import Plan
+from fxprune.probe import Probe
 from fxprune.report import report
 from fxprune.storage import load, save
 
@@ -39,6 +40,7 @@ __all__ = [
     "MeasurementError",
     "Plan",
     "PlanMismatch",
+    "Probe",
     "Settings",
     "VerificationError",
     "analyze",

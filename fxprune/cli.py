@@ -87,6 +87,9 @@ def optimize(
     drop_blocks: Annotated[
         bool, typer.Option(help="Whether whole residual blocks may go as well.")
     ] = True,
+    merge_layers: Annotated[
+        bool, typer.Option(help="Whether layers may be merged; without data, a guess says which.")
+    ] = False,
     multiple_of: Annotated[
         int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
     ] = None,
@@ -113,6 +116,7 @@ def optimize(
         backend=backend,
         importance="magnitude",
         drop_blocks=drop_blocks,
+        merge_layers=merge_layers,
         multiple_of=multiple_of,
         ignore=ignore or (),
         bounds=dict(map(_bound, bound or ())),

@@ -12,25 +12,28 @@ saliency. It is a guess, and plans say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from torch import fx
 
-from fxprune.axes import Atom
 from fxprune.passes.allocate import plan_of
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.values import TOTAL, value_tables
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
-from fxprune.passes.depth_value import Damage, damages, expected_errors
+from fxprune.passes.depth_value import Damage, expected_errors
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import Layer
+from fxprune.passes.merge import drop_activations
 from fxprune.passes.merges import Merge
 from fxprune.passes.slim import slim
+from fxprune.plan import Plan
+from fxprune.probe import Memory, Variant
 from fxprune.progress import Tell
 
 # Shares of every group's width at which networks are compared with merged ones.
@@ -41,29 +44,33 @@ def by_damage(
     merges: Sequence[Merge],
     captured: Captured,
     analysis: Analysis,
-    ladders: Mapping[Atom, Ladder],
     importance: Importance,
-    measure: Callable[[fx.GraphModule], Damage],
+    damage: Damage,
+    memory: Memory,
     tell: Tell,
 ) -> tuple[Merge, ...]:
     """`merges` with what each one alone loses, as measured.
 
     Args:
-        measure: makes the measure of damage for the captured model.
+        damage: measures changed networks against the captured model.
+        memory: knows what was measured before.
     """
     lossy = [merge for merge in merges if not merge.span.lossless]
     if not lossy:
         return tuple(merges)
-    damage = measure(captured.module)
-    what = "Judging layers that could be merged"
-    step = partial(_count, tell, what, len(lossy))
-    found = damages(captured.module, [merge.span for merge in lossy], damage, step=step)
+    narrower = _narrower(captured, analysis, importance)
+    variants: dict[str, Variant] = {
+        merge.name: partial(_merged, captured.module, merge) for merge in lossy
+    }
+    variants |= {name: variant for name, (_, variant) in narrower.items()}
+    step = partial(_count, tell, "Judging layers that could be merged", len(variants))
+    found = memory.measured(variants, damage, step)
     hurt, points = [0.0], [0.0]
-    for lost, narrow in _narrower(captured, analysis, ladders, importance):
+    for name, (lost, _) in narrower.items():
         # More channels gone is never taken for less damage.
-        hurt.append(max(damage(narrow), hurt[-1]))
+        hurt.append(max(found[name], hurt[-1]))
         points.append(lost)
-    losses = {m.name: _read(max(d, 0.0), hurt, points) for m, d in zip(lossy, found, strict=True)}
+    losses = {merge.name: _read(max(found[merge.name], 0.0), hurt, points) for merge in lossy}
     return tuple(replace(merge, loss=losses.get(merge.name, 0.0)) for merge in merges)
 
 
@@ -98,21 +105,33 @@ def _guess(merge: Merge, errors: Mapping[str, float], worth: Mapping[str, float]
     return loss
 
 
+def _merged(module: fx.GraphModule, merge: Merge) -> fx.GraphModule:
+    """`module` without the activations of a span."""
+    return drop_activations(module, [merge.span]).eval()
+
+
 def _narrower(
-    captured: Captured,
-    analysis: Analysis,
-    ladders: Mapping[Atom, Ladder],
-    importance: Importance,
-) -> Iterator[tuple[float, fx.GraphModule]]:
+    captured: Captured, analysis: Analysis, importance: Importance
+) -> dict[str, tuple[float, Variant]]:
     """Networks with all groups narrower, and what of their value each has lost."""
-    value = value_tables(analysis, importance, Choices(ladders))
+    found: dict[str, tuple[float, Variant]] = {}
     for share in SHARES:
-        sizes, options = {}, {}
-        for atom, ladder in ladders.items():
-            option = int(np.abs(np.array(ladder.widths) - share * atom.size).argmin())
-            sizes[atom], options[ladder.group.name] = ladder.widths[option], option
+        sizes = {group.atom: max(1, round(share * group.size)) for group in analysis.groups}
+        ladders = {g.atom: Ladder(g, (sizes[g.atom], g.size)) for g in analysis.groups}
+        value = value_tables(analysis, importance, Choices(ladders))
         plan = plan_of(sizes, analysis, importance, {})
-        yield TOTAL - value.at(options), slim(captured, analysis, plan).eval()
+        kept = value.at(dict.fromkeys(value.domains, 0))
+        name = f"every width at {share:.0%}: {_digest(plan)}"
+        found[name] = (TOTAL - kept, partial(_slim, captured, analysis, plan))
+    return found
+
+
+def _slim(captured: Captured, analysis: Analysis, plan: Plan) -> fx.GraphModule:
+    return slim(captured, analysis, plan).eval()
+
+
+def _digest(plan: Plan) -> str:
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
 
 
 def _read(damage: float, hurt: Sequence[float], points: Sequence[float]) -> float:

@@ -32,6 +32,7 @@ from fxprune.prepare import (
     Prepared,
     prepare,
 )
+from fxprune.probe import Probe
 from fxprune.progress import shown
 from fxprune.report import META
 from fxprune.summary import summarise
@@ -50,8 +51,10 @@ def optimize(
     multiple_of: int | None = None,
     ignore: Sequence[str] = (),
     bounds: Mapping[str, Bound] | None = None,
+    narrow_layers: bool = True,
     drop_blocks: bool = True,
-    merge_layers: bool = True,
+    merge_layers: bool | None = None,
+    probe: Probe | None = None,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
@@ -75,11 +78,15 @@ def optimize(
         ignore: names or patterns of modules and parameters that keep their width.
         bounds: the least and the most that may stay, by such names or patterns: whole numbers count
             channels (or heads), fractions from 0.0 to 1.0 are shares: `{"layer1.*": (0.5, 1.0)}`.
+        narrow_layers: layers may lose channels; False leaves every width as it is.
         drop_blocks: whole residual blocks may go as well, where that is worth more than narrower
             layers; never one with an ignored part.
-        merge_layers: where latency counts, layers between which the activations are dropped may
-            become one on deployment, if the backend is faster with it; never an ignored one. The
-            slim network still has them all, to be fine-tuned; `finalize` and `compile` merge.
+        merge_layers: where latency counts, neighbouring layers may lose the activations between
+            them and become one on deployment, if the backend is faster with it; never an ignored
+            one. The slim network still has them all, to be fine-tuned; `finalize` and `compile`
+            merge. If not given: where there is `data` to measure by what that loses.
+        probe: a short training, on `data`, of every network that is judged for merging, before it
+            is judged; what was measured is cached, and processes started alike share the work.
         channels: which channels of a group stay: the most important ones ("ordered"), or those that
             are worth most beside what stays around them ("refined": slower, never worth less).
         cache: path of the latency cache; a file in the user's cache folder if not given.
@@ -106,8 +113,10 @@ def optimize(
         multiple_of,
         ignore,
         cache,
+        narrow_layers,
         drop_blocks,
         merge_layers,
+        probe,
         channels,
         bounds or {},
     )

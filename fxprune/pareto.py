@@ -25,6 +25,7 @@ from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.capture import ExampleInputs
 from fxprune.plan import Plan
 from fxprune.prepare import ChannelsName, ImportanceName, Loss, Options, prepare
+from fxprune.probe import Probe
 from fxprune.progress import shown
 from fxprune.units import NAMES, Resource, format_resource
 
@@ -116,8 +117,10 @@ def pareto(
     multiple_of: int | None = None,
     ignore: Sequence[str] = (),
     bounds: Mapping[str, Bound] | None = None,
+    narrow_layers: bool = True,
     drop_blocks: bool = True,
-    merge_layers: bool = True,
+    merge_layers: bool | None = None,
+    probe: Probe | None = None,
     channels: ChannelsName = "ordered",
     cache: str | None = None,
     progress: bool = True,
@@ -144,8 +147,10 @@ def pareto(
         multiple_of,
         ignore,
         cache,
+        narrow_layers,
         drop_blocks,
         merge_layers,
+        probe,
         channels,
         bounds or {},
     )

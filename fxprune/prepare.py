@@ -25,13 +25,14 @@ from fxprune.passes.allocation.forms import Forms, Part
 from fxprune.passes.allocation.ladders import Bound, Ladder, build_ladders, is_ignored
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
-from fxprune.passes.depth_value import Damage, disagreement, loss_rise
+from fxprune.passes.depth_value import disagreement, loss_rise
 from fxprune.passes.glue.module import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis, infer
 from fxprune.passes.layers import Layer, find_layers
 from fxprune.passes.merges import Merge, find_merges
 from fxprune.plan import Plan
+from fxprune.probe import Memory, Probe, name_of
 from fxprune.progress import Tell
 from fxprune.timed import Timed, bench_of
 
@@ -59,8 +60,10 @@ class Options:
     multiple_of: int | None = None
     ignore: Sequence[str] = ()
     cache: str | None = None
+    narrow_layers: bool = True
     drop_blocks: bool = True
-    merge_layers: bool = True
+    merge_layers: bool | None = None
+    probe: Probe | None = None
     channels: ChannelsName = "ordered"
     bounds: Mapping[str, Bound] = field(default_factory=dict)
 
@@ -131,7 +134,8 @@ def prepare(
     alignment = options.multiple_of
     if alignment is None:
         alignment = math.lcm(*(b.alignment for b in backends.values())) if backends else ALIGNMENT
-    ladders = build_ladders(analysis, alignment, options.ignore, options.bounds)
+    as_they_are = options.ignore if options.narrow_layers else ("*",)
+    ladders = build_ladders(analysis, alignment, as_they_are, options.bounds)
     _require_something_to_slim(analysis, model)
     importance = _judge(captured.module, analysis, options, tell)
     layers = find_layers(captured.module, analysis)
@@ -148,9 +152,10 @@ def prepare(
     parts: list[Part] = []
     if options.drop_blocks:
         parts += find_blocks(captured.module, analysis)
-    if options.merge_layers and timed:
+    merging = options.merge_layers
+    if timed and (merging or (merging is None and options.data is not None)):
         merges = _faster(find_merges(captured, analysis, layers), timed.values())
-        judged = _weighed(merges, captured, analysis, layers, ladders, importance, options, tell)
+        judged = _weighed(merges, captured, analysis, layers, importance, options, tell)
         timed = {place: each.with_merges(judged, ladders) for place, each in timed.items()}
         parts += judged
     forms = Forms.of(_changeable(parts, options), captured.module.graph)
@@ -233,7 +238,6 @@ def _weighed(
     captured: Captured,
     analysis: Analysis,
     layers: Sequence[Layer],
-    ladders: Mapping[Atom, Ladder],
     importance: Importance,
     options: Options,
     tell: Tell,
@@ -241,10 +245,15 @@ def _weighed(
     """The merges with what each one loses: by the loss or the outputs on data, or as a guess."""
     if options.data is None:
         return by_guess(merges, captured.module, layers, importance)
-    measure: Callable[[fx.GraphModule], Damage] = partial(disagreement, data=options.data)
-    if options.importance != "magnitude":
-        measure = partial(loss_rise, data=options.data, loss=options.loss or _cross_entropy)
-    return by_damage(merges, captured, analysis, ladders, importance, measure, tell)
+    module, data, loss = captured.module, options.data, options.loss or _cross_entropy
+    if options.importance == "magnitude":
+        way, damage = "outputs", disagreement(module, data)
+    else:
+        way, damage = f"loss {name_of(loss)}", loss_rise(module, data, loss)
+    if options.probe is not None:
+        way, damage = f"{way} {options.probe}", options.probe.before(damage, data, loss)
+    memory = Memory.of(module, data, way, options.cache)
+    return by_damage(merges, captured, analysis, importance, damage, memory, tell)
 
 
 def _cross_entropy(outputs: Any, targets: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import InputError
 from fxprune.passes.chains import Span, find_chains
-from fxprune.passes.depth_value import damages, disagreement, expected_errors, loss_rise
+from fxprune.passes.depth_value import Damage, disagreement, expected_errors, loss_rise
 from fxprune.passes.merge import drop_activations
 from tests.linear_networks import Skip, lively, noise
 
@@ -45,9 +45,14 @@ def spans(module: fx.GraphModule) -> list[Span]:
     return [chain.span for chain in find_chains(module)]
 
 
+def damages(module: fx.GraphModule, damage: Damage) -> list[float]:
+    """The damage of dropping the activations of each span alone."""
+    return [damage(drop_activations(module, [span]).eval()) for span in spans(module)]
+
+
 def test_the_rise_of_the_loss_is_the_difference_of_two_losses(net):
     data = batches(3)
-    found = damages(net, spans(net), loss_rise(net, data, F.cross_entropy))
+    found = damages(net, loss_rise(net, data, F.cross_entropy))
 
     def loss(module: fx.GraphModule) -> float:
         return sum(float(F.cross_entropy(module(x), y).detach()) for x, y in data) / 3
@@ -60,7 +65,7 @@ def test_the_rise_of_the_loss_is_the_difference_of_two_losses(net):
 
 def test_disagreement_is_relative_to_the_outputs(net):
     data = batches(2)
-    found = damages(net, spans(net), disagreement(net, data))
+    found = damages(net, disagreement(net, data))
     variant = drop_activations(net, [spans(net)[1]])
     with torch.no_grad():
         want = torch.cat([net(x) for x, _ in data])
@@ -78,7 +83,7 @@ def test_no_more_batches_are_used_than_asked_for(net):
             used.append(batch)
             yield batch
 
-    damages(net, spans(net), loss_rise(net, watched(), F.cross_entropy, limit=2))
+    damages(net, loss_rise(net, watched(), F.cross_entropy, limit=2))
     assert len(used) <= 3
 
 
@@ -88,22 +93,16 @@ def test_running_statistics_are_taken_anew():
     )
     module = fx.symbolic_trace(lively(model))
     module.get_submodule("3").running_mean.fill_(50.0)  # nonsense, which would hide everything
-    (found,) = damages(module, spans(module), disagreement(module, batches(2)))
+    (found,) = damages(module, disagreement(module, batches(2)))
     assert 0 < found < 2
 
 
 def test_the_model_is_not_changed(net):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     code = net.code
-    damages(net, spans(net), loss_rise(net, batches(1), F.cross_entropy))
+    damages(net, loss_rise(net, batches(1), F.cross_entropy))
     assert net.code == code
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-
-
-def test_progress_is_told(net):
-    told: list[int] = []
-    damages(net, spans(net), disagreement(net, batches(1)), step=told.append)
-    assert told == [1, 2]
 
 
 def test_a_loss_that_does_not_take_the_targets_is_refused(net):
@@ -123,8 +122,7 @@ def error_of(*between: nn.Module) -> float:
     module = fx.symbolic_trace(
         nn.Sequential(nn.Conv2d(3, 2, 1), *between, nn.Conv2d(2, 3, 1)).double().eval()
     )
-    found = sum(expected_errors(module, spans(module)).values())
-    return found
+    return sum(expected_errors(module, spans(module)).values())
 
 
 def norm(scale: float, shift: float) -> nn.BatchNorm2d:

@@ -13,9 +13,8 @@ import fxprune
 from fxprune import gauges, judge, prepare
 from fxprune.backends import Backend
 from fxprune.errors import PlanMismatch, VerificationError
-from fxprune.passes import latency, verify_merged
+from fxprune.passes import kernels, verify_merged
 from fxprune.passes.allocate import plan_of
-from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import capture
 from fxprune.passes.depth_value import loss_rise
@@ -26,6 +25,7 @@ from fxprune.passes.merge import MERGED, merge_spans, spans_of
 from fxprune.passes.merges import find_merges, spans_named, without_activations
 from fxprune.passes.slim import slim
 from fxprune.passes.verify_merged import verify_merged as verify
+from fxprune.probe import Memory
 from tests.networks import images, labelled, small_resnet
 
 QUIET = lambda what, done, total: None  # noqa: E731
@@ -77,14 +77,17 @@ def paper(monkeypatch, tmp_path):
     def in_turn(pairs, timing):
         return {name: told(engine) for name, (engine, _) in pairs.items()}
 
-    for module in (latency, gauges):
+    for module in (kernels, gauges):
         monkeypatch.setattr(module, "measure", told)
     monkeypatch.setattr(gauges, "measure_interleaved", in_turn)
     monkeypatch.setattr(sys.modules["fxprune.optimize"], "summarise", lambda *found: None)
 
     def run(model, budget, **options):
-        options = {"progress": False, "cache": str(tmp_path / "cache")} | options
-        return fxprune.optimize(model, budget, (images(1),), backend=Launches(), **options)
+        options = {"merge_layers": True, "progress": False} | options
+        path = str(tmp_path / "cache")
+        return fxprune.optimize(
+            model, budget, (images(1),), backend=Launches(), cache=path, **options
+        )
 
     return run
 
@@ -119,6 +122,18 @@ def test_layers_are_merged_only_if_they_may(paper):
     assert not any("blocks_0" in name for name in merged_convolutions(kept))
 
 
+def test_without_data_nothing_is_merged_unless_asked_for(paper):
+    assert not merged_convolutions(paper(small_resnet(8), "70% latency", merge_layers=None))
+
+
+def test_depth_alone_can_be_chosen(paper):
+    model = small_resnet(8)
+    module = paper(model, "80% latency", narrow_layers=False, drop_blocks=False)
+    assert merged_convolutions(module)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert {name: p.shape for name, p in module.named_parameters()} == shapes
+
+
 def test_a_plan_with_merged_layers_is_replayed(paper):
     model = small_resnet(8)
     first = paper(model, "70% latency")
@@ -128,6 +143,16 @@ def test_a_plan_with_merged_layers_is_replayed(paper):
     assert spans_of(again) == spans_of(first)
     x = images(2)
     torch.testing.assert_close(fxprune.finalize(again)(x), fxprune.finalize(first)(x))
+
+
+def test_a_network_with_merged_layers_can_be_saved_and_loaded(paper, tmp_path):
+    model = small_resnet(8)
+    plan = paper(model, "70% latency").meta["fxprune"]["plan"]
+    module = fxprune.apply(model, plan, (images(1),))
+    fxprune.save(module, tmp_path / "slim.safetensors")
+    loaded = fxprune.load(tmp_path / "slim.safetensors", small_resnet(8), (images(1),))
+    assert spans_of(loaded) == spans_of(module) != ()
+    torch.testing.assert_close(loaded.eval()(images(2)), module.eval()(images(2)))
 
 
 def test_a_plan_for_another_chain_is_refused():
@@ -197,16 +222,16 @@ def linear_at_places(model):
     return model
 
 
-def judged_by_loss(model):
+def judged_by_loss(model, tmp_path):
     captured, analysis, _, merges = analysed(model.eval(), images(2))
     data = labelled(2)
     return judge.by_damage(
         merges,
         captured,
         analysis,
-        build_ladders(analysis, 2),
         magnitude(captured.module, analysis),
-        lambda module: loss_rise(module, data, F.cross_entropy),
+        loss_rise(captured.module, data, F.cross_entropy),
+        Memory.of(captured.module, data, "loss", str(tmp_path / "cache")),
         QUIET,
     )
 
@@ -216,14 +241,14 @@ def inner(merges, block):
     return next(m.loss for m in merges if m.span.convolutions == names)
 
 
-def test_an_activation_that_does_nothing_is_free_by_every_measure():
+def test_an_activation_that_does_nothing_is_free_by_every_measure(tmp_path):
     model = linear_at_places(small_resnet(8))
     captured, analysis, layers, merges = analysed(model, images(2))
     importance = magnitude(captured.module, analysis)
     guessed = judge.by_guess(merges, captured.module, layers, importance)
     assert inner(guessed, 0) == pytest.approx(0, abs=1e-9)
     assert inner(guessed, 2) > 1
-    assert inner(judged_by_loss(model), 0) == pytest.approx(0, abs=0.05)
+    assert inner(judged_by_loss(model, tmp_path), 0) == pytest.approx(0, abs=0.05)
 
 
 def test_damage_is_read_in_points_off_narrower_networks():

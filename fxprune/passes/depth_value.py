@@ -32,37 +32,17 @@ from fxprune.batches import DATA_FIX, Batch, Data
 from fxprune.errors import InputError
 from fxprune.passes.chains import Span
 from fxprune.passes.linear.nodes import Nodes, Norm
-from fxprune.passes.merge import drop_activations
 from fxprune.passes.recalibrate import recalibrate
 
 Loss = Callable[[Any, Any], Tensor]
-Step = Callable[[int], None]
 Damage = Callable[[fx.GraphModule], float]
 """How much worse a changed network is, which it may recalibrate in place."""
 
+LIMIT = 8  # batches that damage is measured on, unless told
 _POINTS = 65  # of the Gauss-Hermite quadrature; kinks converge slowly, but four digits are plenty
 
 
-def damages(
-    module: fx.GraphModule, spans: Sequence[Span], damage: Damage, *, step: Step | None = None
-) -> tuple[float, ...]:
-    """The damage of dropping the activations of each span alone.
-
-    Args:
-        module: a captured model; not modified.
-        spans: of this model.
-        damage: `loss_rise` or `disagreement` of this model.
-        step: called with the number of spans done, for progress.
-    """
-    found = []
-    for span in spans:
-        found.append(damage(drop_activations(module, [span]).eval()))
-        if step is not None:
-            step(len(found))
-    return tuple(found)
-
-
-def loss_rise(module: fx.GraphModule, data: Data, loss: Loss, *, limit: int = 8) -> Damage:
+def loss_rise(module: fx.GraphModule, data: Data, loss: Loss, *, limit: int = LIMIT) -> Damage:
     """Measures the mean loss of a changed network minus that of `module`.
 
     Args:
@@ -74,7 +54,7 @@ def loss_rise(module: fx.GraphModule, data: Data, loss: Loss, *, limit: int = 8)
     Raises:
         InputError: data or loss do not fit the model, or a loss is not finite.
     """
-    used = _few(data, limit)
+    used = few(data, limit)
 
     def mean_loss(variant: fx.GraphModule) -> float:
         outputs = _outputs(recalibrate(variant, used), used)
@@ -85,12 +65,12 @@ def loss_rise(module: fx.GraphModule, data: Data, loss: Loss, *, limit: int = 8)
     return lambda variant: mean_loss(variant) - dense
 
 
-def disagreement(module: fx.GraphModule, data: Data, *, limit: int = 8) -> Damage:
+def disagreement(module: fx.GraphModule, data: Data, *, limit: int = LIMIT) -> Damage:
     """Measures the squared change of the outputs over the squared outputs of `module`.
 
     0 is no change; 1 is as far off as an output of zeros.  Arguments and errors as of `loss_rise`.
     """
-    used = _few(data, limit)
+    used = few(data, limit)
     dense = [
         tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, output)
         for output in _outputs(recalibrate(copy.deepcopy(module).eval(), used), used)
@@ -120,7 +100,8 @@ def expected_errors(module: fx.GraphModule, spans: Sequence[Span]) -> dict[str, 
     return {name: judge.error(name) for name in names}
 
 
-def _few(data: Data, limit: int) -> list[Batch]:
+def few(data: Data, limit: int = LIMIT) -> list[Batch]:
+    """The first batches of `data`: those that damage is measured on."""
     if limit < 1:
         raise InputError(f"limit should be at least 1, not {limit}")
     return list(itertools.islice(batches.first_of(data)[1], limit))
