@@ -214,6 +214,25 @@ def test_tuples_and_dicts_of_outputs_keep_their_structure(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["eager", *ONNX_BACKENDS])
+def test_one_tensor_given_as_two_examples_stands_for_two_inputs(name: str) -> None:
+    x, y = torch.tensor([2.0, 3.0]), torch.tensor([5.0, 7.0])
+    total, product = needs(name).compile(Several(), (x, x))(x, y)
+    assert (total.tolist(), product.tolist()) == ([7.0, 10.0], [10.0, 21.0])
+
+
+@pytest.mark.parametrize("name", ["eager", *ONNX_BACKENDS])
+def test_an_input_that_nothing_depends_on_is_taken_all_the_same(name: str) -> None:
+    class Deaf(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return y * 2
+
+    x, y = torch.tensor([2.0, 3.0]), torch.tensor([5.0, 7.0])
+    engine = needs(name).compile(Deaf(), (x, x))
+    assert engine(x, y).tolist() == [10.0, 14.0]
+    engine.runner(x, y)()
+
+
 def test_a_convolution_in_three_dimensions_without_bias_runs_on_onnxruntime() -> None:
     module = nn.Conv3d(2, 4, 3, bias=False).eval()
     x = torch.randn(1, 2, 5, 5, 5)

@@ -7,17 +7,16 @@ import json
 import logging
 import random
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import fxprune
 from fxprune.backends.settings import Settings
 from fxprune.cache import Cache, Key, default_path
 from fxprune.errors import CacheError
+from tests.durability import killed_writers
 
 KEY = Key(
     device="some CPU",
@@ -235,67 +234,9 @@ def test_no_flipped_byte_leads_to_a_wrong_value_or_goes_unnoticed(
     assert noticed > 150
 
 
-WRITERS = """
-import os, random, signal, sys, time, types
-from pathlib import Path
-
-# The store alone, without all of fxprune and torch: it starts a hundred times faster.
-package = types.ModuleType("fxprune")
-package.__path__ = [sys.argv[1]]
-sys.modules["fxprune"] = package
-from fxprune.store import Store
-
-path, rounds, writers, lifetime = Path(sys.argv[2]), *map(int, sys.argv[3:])
-
-def write(name, pipe):
-    store, count = Store(path), 0
-    while True:
-        key = f"{name}.{count}"
-        store.write({key: key * 20})
-        os.write(pipe, f"{key}\\n".encode())
-        count += 1
-
-rng, written = random.Random(0), set()
-for round in range(rounds):
-    children = []
-    for writer in range(writers):
-        out, into = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                write(f"{round}.{writer}", into)
-            finally:
-                os._exit(1)
-        os.close(into)
-        children.append((child, out))
-    time.sleep(rng.uniform(0, 2) * lifetime / 1000)
-    for child, out in children:
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, "a writer failed by itself"
-        with os.fdopen(out) as lines:
-            written.update(lines.read().split("\\n")[:-1])
-store = Store(path)
-found = dict(zip(sorted(written), store.read(sorted(written))))
-print(len(written), sum(found[key] != key * 20 for key in written))
-"""
-
-
-def killed_writers(path: Path, rounds: int, writers: int, lifetime_ms: int) -> tuple[int, int]:
-    """Numbers of acknowledged writes, and of those that were lost or are wrong."""
-    folder = str(Path(fxprune.__file__).parent)
-    numbers = map(str, (rounds, writers, lifetime_ms))
-    command = [sys.executable, "-c", WRITERS, folder, str(path), *numbers]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    assert "damaged" not in process.stderr
-    written, wrong = process.stdout.split()
-    return int(written), int(wrong)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor SIGKILL")
-def test_killing_the_writer_twenty_times_loses_nothing_it_was_told_is_written(path: Path) -> None:
-    written, wrong = killed_writers(path, rounds=20, writers=1, lifetime_ms=40)
+def test_killing_the_writer_forty_times_loses_nothing_it_was_told_is_written(path: Path) -> None:
+    written, wrong = killed_writers(path, rounds=40, writers=1, lifetime_ms=30)
     assert written > 20
     assert wrong == 0
 

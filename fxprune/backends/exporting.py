@@ -31,16 +31,11 @@ def export(
     if isinstance(module, Adapter) and isinstance(module.module, fx.GraphModule):
         module.module = _ScopedGraph(module.module)
     scoped = _ScopedGraph(module) if isinstance(module, fx.GraphModule) else _Positional(module)
-    shapes: tuple[Any, ...] | None = None
-    if signature.batch_range is not None:
-        low, high = signature.batch_range
-        free = {0: torch.export.Dim("batch", min=low, max=high)}
-        shapes = (tuple(free if batched else None for batched in signature.batched),)
-        # A batch of 1 would be taken for a constant, so a second sample is put beside it.
-        inputs = tuple(
-            torch.cat([tensor, tensor]) if batched and tensor.shape[0] == 1 else tensor
-            for tensor, batched in zip(inputs, signature.batched, strict=True)
-        )
+    # One tensor given for two inputs would make them one input of the program.
+    inputs = tuple(tensor.clone() for tensor in inputs)
+    inputs = two_samples(inputs, signature)
+    free = free_batch(signature)
+    shapes = None if free is None else (free,)
     with warnings.catch_warnings(), torch.no_grad():
         # Export warns about its own internals, which no caller of ours can act upon.
         warnings.simplefilter("ignore")
@@ -54,6 +49,23 @@ def export(
                 f"batch_range {signature.batch_range}",
                 "leave batch_range unset",
             ) from error
+
+
+def two_samples(inputs: tuple[Tensor, ...], signature: Signature) -> tuple[Tensor, ...]:
+    """The inputs, with two samples at least where the batch may vary: one passes for a constant."""
+    return tuple(
+        torch.cat([tensor, tensor]) if batched and tensor.shape[0] == 1 else tensor
+        for tensor, batched in zip(inputs, signature.batched, strict=True)
+    )
+
+
+def free_batch(signature: Signature) -> tuple[Any, ...] | None:
+    """What dimensions vary, by input, as `torch.export` takes it; None if none do."""
+    if signature.batch_range is None:
+        return None
+    low, high = signature.batch_range
+    batch = {0: torch.export.Dim("batch", min=low, max=high)}
+    return tuple(batch if batched else None for batched in signature.batched)
 
 
 def input_names(module: nn.Module, count: int) -> list[str]:

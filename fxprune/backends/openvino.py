@@ -27,22 +27,30 @@ PROFILE_WARM_UP = 2
 
 @dataclass(frozen=True)
 class OpenVinoEngine(Engine):
-    """A compiled model, and the serialised ONNX model that it was made from."""
+    """A compiled model, and the serialised ONNX model that it was made from.
+
+    `used` are the places of the inputs that the outputs depend on; OpenVINO drops the others.
+    """
 
     model: bytes = field(repr=False)
     compiled: Any = field(repr=False)
+    used: tuple[int, ...] = ()
 
     def run(self, *inputs: Tensor) -> Any:
-        results = self.compiled(_arrays(inputs), share_inputs=True)
+        results = self.compiled(self.arrays(inputs), share_inputs=True)
         return self.signature.restore([torch.from_numpy(array) for array in results.to_tuple()])
 
     def bind(self, *inputs: Tensor) -> Callable[[], object]:
         import openvino
 
         request = self.compiled.create_infer_request()
-        for index, array in enumerate(_arrays(inputs)):
+        for index, array in enumerate(self.arrays(inputs)):
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
         return lambda: request.infer()
+
+    def arrays(self, inputs: tuple[Tensor, ...]) -> list[Any]:
+        """The inputs that are used, as NumPy arrays that share their memory where they can."""
+        return [inputs[index].detach().contiguous().numpy() for index in self.used]
 
     def save(self, path: str | Path) -> None:
         """Write the ONNX model, which OpenVINO reads directly; loading compiles it again."""
@@ -103,7 +111,8 @@ class OpenVinoBackend(Backend):
 
     def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OpenVinoEngine:
         compiled = _compiled(model, settings)
-        return OpenVinoEngine(self.name, settings, signature, model, compiled)
+        used = _used_inputs(compiled, model, len(signature.shapes))
+        return OpenVinoEngine(self.name, settings, signature, model, compiled, used)
 
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
         """Seconds by fx node, from OpenVINO's performance counters."""
@@ -113,7 +122,7 @@ class OpenVinoBackend(Backend):
         seconds: dict[str, list[float]] = {}
         for _ in range(PROFILE_ROUNDS):
             compiled = _compiled(engine.model, engine.settings, profiled=True)
-            for kernel, mean in _kernel_means(compiled, _arrays(inputs)).items():
+            for kernel, mean in _kernel_means(compiled, engine.arrays(inputs)).items():
                 seconds.setdefault(kernel, []).append(mean)
         by_origin = onnx_model.nodes_by_kernel(engine.model)
         nodes = {
@@ -156,8 +165,13 @@ def _origins(compiled: Any) -> dict[str, list[str]]:
     }
 
 
-def _arrays(inputs: tuple[Tensor, ...]) -> list[Any]:
-    return [tensor.detach().contiguous().numpy() for tensor in inputs]
+def _used_inputs(compiled: Any, model: bytes, count: int) -> tuple[int, ...]:
+    if len(compiled.inputs) == count:
+        return tuple(range(count))
+    import onnx
+
+    names = [value.name for value in onnx.load_from_string(model).graph.input]
+    return tuple(names.index(port.any_name) for port in compiled.inputs)
 
 
 def _compiled(model: bytes, settings: Settings, *, profiled: bool = False) -> Any:
