@@ -1,11 +1,13 @@
 """Is what was promised what is measured? Latency budgets on real architectures, random weights.
 
-    python -m benchmarks.latency_budget                              all networks and budgets
+    python -m benchmarks.latency_budget --out docs/latency_budget.md
     python -m benchmarks.latency_budget resnet50 --budgets 60 --backends onnxruntime
 
 For each row a network is slimmed to a share of its latency by magnitude. *Predicted* is what the
-tables said of the first candidate, *first* how far its measurement was off; *measured* is the slim
-model that was returned, compiled afresh and measured in turn with the dense one once more.
+tables said of the first candidate, before anything was measured but the dense network; *first* is
+what that candidate then took; *measured* is the slim model that was returned, compiled afresh and
+measured in turn with the dense one. All are shares of the dense latency. Rows that the file has
+already are not run again, so a run that was interrupted is taken up by the same command.
 """
 
 from __future__ import annotations
@@ -13,107 +15,130 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.backends import Settings, get_backend
-from fxprune.measure import measure_interleaved
+from benchmarks.written import WrittenTable
+from fxprune.backends import Backend, Engine, Settings, get_backend
+from fxprune.measure import measure_interleaved, ratio
+from fxprune.report import Round
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
     "densenet121", "regnet_y_400mf", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network at one budget; latencies in seconds."""
-
-    network: str
-    backend: str
-    budget: float
-    dense: float
-    predicted: float
-    first_error: float
-    measured: float
-    rounds: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.network:20s} {self.backend:12s} {self.budget:4.0%}  dense "
-            f"{1e3 * self.dense:7.2f} ms  predicted {1e3 * self.predicted:7.2f} ms  first "
-            f"{self.first_error:+6.1%}  measured {self.measured:6.1%}  rounds {self.rounds}  "
-            f"{self.seconds:5.0f} s"
-        )
+COLUMNS = (
+    "network", "backend", "requested", "dense ms", "predicted", "first", "error", "measured",
+    "interval", "rounds", "seconds", "in window",
+)  # fmt: skip
+LOWEST = 0.97
+"""The least share of the budget that a slim network is to use."""
 
 
 def main() -> None:
-    """Run what is asked for, print a line each and a summary."""
+    """Run what is asked for and not there yet, and sum it up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--budgets", type=float, nargs="+", default=(80, 60, 40))
+    parser.add_argument("--budgets", type=int, nargs="+", default=(80, 60, 40), help="per cent")
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
+    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[Row] = []
+    table = WrittenTable(arguments.out, heading(arguments.backends), COLUMNS, keys=3)
     for network in arguments.networks:
-        for backend in arguments.backends:
-            for budget in arguments.budgets:
-                try:
-                    rows.append(run(network, backend, budget / 100))
-                    print(rows[-1], flush=True)
-                except fxprune.BudgetError as error:
-                    print(f"{network:20s} {backend:12s} {budget:3.0f}%  {error.what}", flush=True)
-    summarise(rows)
+        for name in arguments.backends:
+            asked = [b for b in arguments.budgets if not table.has(network, name, f"{b} %")]
+            if asked:
+                slim_to(network, get_backend(name), asked, table)
+    ending = summary(table)
+    table.write(ending)
+    print(ending)
 
 
-def run(network: str, backend: str, share: float) -> Row:
-    """Slim one network to a share of its latency, and measure it once more."""
+def heading(backends: Sequence[str]) -> str:
+    """What was run, and on what."""
+    versions = ", ".join(get_backend(name).version() for name in backends)
+    lines = [
+        "# Latency budgets: requested, predicted, measured",
+        __doc__.split("\n\n")[2].replace("\n", " "),
+        f"{get_backend(backends[0]).device()}; torch {torch.__version__}, {versions}; one thread, "
+        "batch 1, 224x224, fp32, random weights. CPU time of the process.",
+    ]
+    return "\n\n".join(lines)
+
+
+def slim_to(network: str, backend: Backend, budgets: Sequence[int], table: WrittenTable) -> None:
+    """Add the rows of one network on one backend, whose dense engine they share."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
-    x = torch.randn(1, 3, 224, 224)
+    inputs = (torch.randn(1, 3, 224, 224),)
+    dense = backend.compile(model, inputs, Settings())
+    for budget in budgets:
+        table.add(network, backend.name, f"{budget} %", *row(model, inputs, dense, backend, budget))
+
+
+def row(
+    model: nn.Module, inputs: tuple[Tensor, ...], dense: Engine, backend: Backend, budget: int
+) -> list[str]:
+    """Slim to `budget` per cent and measure once more: the cells right of the request."""
     start = time.perf_counter()
-    slim = fxprune.optimize(
-        model, share, (x,), backend=backend, importance="magnitude", progress=False
-    )
+    try:
+        slim = fxprune.optimize(
+            model, budget / 100, inputs, backend=backend, importance="magnitude", progress=False
+        )
+    except fxprune.BudgetError as error:
+        if error.floor is None:
+            raise
+        blanks = ["-"] * (len(COLUMNS) - 5)
+        seconds = f"{time.perf_counter() - start:.0f}"
+        return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} {'ms'} is the least"]
     seconds = time.perf_counter() - start
-    report = fxprune.report(slim)
-    first = report.rounds[0]
-    compiler = get_backend(backend)
-    engines = {
-        name: (compiler.compile(module, (x,), Settings()), (x,))
-        for name, module in (("dense", model), ("slim", slim))
-    }
-    again = measure_interleaved(engines)
-    return Row(
-        network=network,
-        backend=backend,
-        budget=share,
-        dense=again["dense"].seconds,
-        predicted=first.predicted[0],
-        first_error=first.measured[0] / first.predicted[0] - 1,
-        measured=again["slim"].seconds / again["dense"].seconds,
-        rounds=len(report.rounds),
-        seconds=seconds,
+    rounds = fxprune.report(slim).rounds
+    whole = fxprune.report(slim).dense.latency
+    assert whole is not None
+    engine = fxprune.compile(slim, inputs, backend, Settings())
+    again = measure_interleaved({"dense": (dense, inputs), "slim": (engine, inputs)})
+    share = ratio(again["slim"], again["dense"])
+    used = 100 * again["slim"].seconds / again["dense"].seconds
+    return [
+        f"{1e3 * again['dense'].seconds:.2f}",
+        *(predicted(rounds[0], whole.seconds) if rounds else ("-", "-", "-")),
+        f"{used:.1f} %",
+        f"{100 * share.low:.1f} to {100 * share.high:.1f}",
+        f"{len(rounds)}",
+        f"{seconds:.0f}",
+        "yes" if LOWEST * budget <= used <= budget else "no",
+    ]
+
+
+def predicted(first: Round, dense: float) -> tuple[str, str, str]:
+    """What was predicted of the first candidate, what it took, and how far that is off."""
+    told, took = first.predicted[0], first.measured[0]
+    return (
+        f"{100 * told / dense:.1f} %",
+        f"{100 * took / dense:.1f} %",
+        f"{100 * (told / took - 1):+.1f} %",
     )
 
 
-def summarise(rows: Sequence[Row]) -> None:
-    """How good the first prediction was, and whether every budget was kept."""
-    if not rows:
-        return
-    errors = [abs(row.first_error) for row in rows]
-    kept = [row for row in rows if 0.97 <= row.measured / row.budget <= 1.0]
-    print(
-        f"{len(rows)} rows; first prediction off by {median(errors):.1%} (median), "
-        f"{np.quantile(errors, 0.9):.1%} (90th percentile); measured again within 97 to 100 % of "
-        f"the budget: {len(kept)}"
+def summary(table: WrittenTable) -> str:
+    """How good the first predictions were, and whether every budget was kept."""
+    errors = [abs(float(cell.split()[0])) for cell in table.column("error") if cell != "-"]
+    verdicts = table.column("in window")
+    refused = sum(verdict.startswith("refused") for verdict in verdicts)
+    if not errors:
+        return f"{len(verdicts)} rows, {refused} of them refused."
+    return (
+        f"{len(verdicts)} rows: {verdicts.count('yes')} in the window of {100 * LOWEST:.0f} to "
+        f"100 % of the budget, {verdicts.count('no')} outside, {refused} refused. The first "
+        f"prediction was off by {np.median(errors):.1f} % in the median, "
+        f"{np.quantile(errors, 0.9):.1f} % at the 90th percentile. "
+        f"{sum(float(cell) for cell in table.column('seconds')) / 60:.0f} minutes."
     )
 
 

@@ -15,12 +15,8 @@ from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
 from fxprune.passes.infer import Analysis
-from fxprune.passes.latency import (
-    LatencyModel,
-    LayerLatency,
-    build_latency_model,
-    measure_layers,
-)
+from fxprune.passes.kernels import LayerLatency, measure_layers
+from fxprune.passes.latency import LatencyModel, build_latency_model
 from fxprune.passes.layers import Layer
 from fxprune.passes.merges import Merge
 from fxprune.progress import Tell

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.backends import Region, Settings
 from fxprune.cache import Cache
-from fxprune.passes import latency
+from fxprune.passes import kernels, latency, stairs
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import capture
@@ -51,7 +51,7 @@ def formula(monkeypatch):
     def measured(engine, inputs, timing):
         return SimpleNamespace(seconds=seconds_of(engine), spread=0.0)
 
-    monkeypatch.setattr(latency, "measure", measured)
+    monkeypatch.setattr(kernels, "measure", measured)
     return FormulaBackend()
 
 
@@ -96,7 +96,7 @@ def test_a_region_knows_its_widths_after_slimming():
 def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
     captured, analysis, layers, choices = prepared(model, images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     dense = sum(seconds_of(layer.region) for layer in layers) + 5e-6
     built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, None)
     assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
@@ -110,19 +110,17 @@ def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
 def test_the_sum_of_kernels_never_exceeds_the_whole_network(formula, tmp_path):
     captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
-    kernels = sum(seconds_of(layer.region) for layer in layers)
-    built = latency.build_latency_model(
-        captured.module, analysis, choices, tables, kernels / 2, None
-    )
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+    alone = sum(seconds_of(layer.region) for layer in layers)
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, alone / 2, None)
     assert [scale for _, scale in built.layers] == pytest.approx([0.5] * len(layers))
-    assert sum(built.by_layer({}).values()) == pytest.approx(kernels / 2)
+    assert sum(built.by_layer({}).values()) == pytest.approx(alone / 2)
 
 
 def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
     captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     profile = {layer.node: 2 * seconds_of(layer.region) for layer in layers} | {"mean": 3e-6}
     dense = sum(profile.values()) + 1e-6
     built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, profile)
@@ -138,7 +136,7 @@ def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):
     _, _, layers, choices = prepared(small_resnet(16), images(1))
     backend = Telling()
     with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = latency.measure_layers(layers, choices, backend, Settings(), "cpu", 4, cache)
+        tables = kernels.measure_layers(layers, choices, backend, Settings(), "cpu", 4, cache)
     assert backend.compiled == []
     assert tables[0].at({}) == pytest.approx(2 * seconds_of(layers[0].region))
 
@@ -147,7 +145,7 @@ def test_nothing_is_measured_twice(formula, tmp_path):
     _, _, layers, choices = prepared(small_resnet(16), images(1))
     for _ in range(2):
         with Cache(tmp_path / "cache.sqlite") as cache:
-            latency.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+            kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     signatures = [region.signature() for region in formula.compiled]
     assert len(signatures) == len(set(signatures))
 
@@ -158,17 +156,102 @@ def test_a_layer_that_keeps_its_widths_is_measured_once(formula, tmp_path):
     analysis = infer(captured)
     layers = find_layers(captured.module, analysis)
     with Cache(tmp_path / "cache.sqlite") as cache:
-        (table,) = latency.measure_layers(layers, Choices({}), formula, Settings(), "cpu", 4, cache)
+        (table,) = kernels.measure_layers(layers, Choices({}), formula, Settings(), "cpu", 4, cache)
     assert len(formula.compiled) == 1
     assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
 
 
 def test_outside_of_what_was_measured_latency_stays_positive():
     layer = SimpleNamespace(region=SimpleNamespace(groups=1))
-    table = latency.LayerLatency(layer, ((8, 16), (4,)), np.array([[1.0], [9.0]]))
+    plain = (stairs.none(4),) * 2
+    table = kernels.LayerLatency(layer, ((8, 16), (4,)), np.array([[1.0], [9.0]]), plain)
     assert table(np.array([8, 12, 16, 1]), np.array(4), np.array(8)).tolist() == [
         1.0,
         5.0,
         9.0,
         0.1,
     ]
+
+
+def stepped(region: Region) -> float:
+    """Inputs in blocks of 16 channels, outputs in blocks of 8, and a start that costs extra."""
+    width_in, width_out = (
+        -(-width // block) * block
+        for width, block in ((region.in_width, 16), (region.out_width, 8))
+    )
+    return 1e-6 * (20 + width_in * width_out / region.groups)
+
+
+def test_stairs_are_found_where_there_are_some_and_nowhere_else():
+    widths = stairs.probes(200, 4)
+    found = stairs.fit([-(-width // 16) * 16.0 for width in widths], 4)
+    assert (found.period, found.step) == (64, 16)
+    assert found(np.array([16, 20, 24, 28, 32, 100])).tolist() == [16, 32, 32, 32, 32, 112]
+    assert stairs.fit([7.0 + width for width in widths], 4).step == 4
+    assert stairs.fit([7.0 for _ in widths], 4).step == 4
+
+
+def test_noise_makes_no_stairs():
+    rng = np.random.default_rng(0)
+    widths = np.array(stairs.probes(200, 8))
+    for _ in range(50):
+        found = stairs.fit((widths * rng.normal(1, 0.007, len(widths))).tolist(), 8)
+        assert max(found.extra) < 4
+
+
+def test_a_width_that_is_slower_than_a_wider_one_is_told():
+    seconds = [width * (1.25 if width % 8 else 1.0) for width in stairs.probes(200, 4)]
+    found = stairs.fit(seconds, 4)
+    assert found.step == 8
+    assert found(132) > found(136)
+
+
+def test_narrow_layers_have_no_room_for_stairs():
+    assert stairs.probes(15, 8) == []
+    assert stairs.fit([], 8).step == 8
+    assert stairs.probes(64, 8) == [64, 56, 48, 40, 32]
+
+
+@pytest.mark.parametrize("out", [64, 100])
+def test_tables_keep_the_stairs_and_need_few_measurements(out, formula, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        kernels, "measure", lambda engine, *_: SimpleNamespace(seconds=stepped(engine))
+    )
+    model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, out, 1), nn.Conv2d(out, 2, 1))
+    _, _, layers, choices = prepared(model, images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+    for width_in in range(4, 161, 4):
+        for width_out in range(4, out + 1, 4):
+            told = tables[1](np.array(width_in), np.array(width_out), np.array(width_in))
+            region = layers[1].region.with_widths(width_in, width_out)
+            assert told == pytest.approx(stepped(region), rel=1e-6), (width_in, width_out)
+    assert len(formula.compiled) < 60
+
+
+def test_more_is_measured_where_a_straight_line_misses(formula, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        kernels, "measure", lambda engine, *_: SimpleNamespace(seconds=engine.out_width**1.5)
+    )
+    model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, 2, 1))
+    _, _, layers, choices = prepared(model, images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        first, second = kernels.measure_layers(
+            layers, choices, formula, Settings(), "cpu", 4, cache
+        )
+    assert [len(corner) for corner in first.corners] == [1, 5]
+    assert [len(corner) for corner in second.corners] == [3, 1]
+
+
+def test_latencies_that_are_all_noise_still_make_a_table(formula, monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(
+        kernels, "measure", lambda *_: SimpleNamespace(seconds=rng.uniform(1e-4, 2e-4))
+    )
+    model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, 64, 1), nn.Conv2d(64, 2, 1))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        _, _, layers, choices = prepared(model, images(1))
+        with Cache(tmp_path / f"{seed}.sqlite") as cache:
+            tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+        assert all(table.at({}) > 0 for table in tables)

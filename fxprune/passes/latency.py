@@ -1,17 +1,15 @@
 """Latency as tables over the choices of widths, from kernels measured on the deployment backend.
 
-Every layer is a function of the widths it reads and writes (and of its groups). It is measured at a
-few aligned widths, in the backend's own kernel, and interpolated between; measurements are cached
-and shared between layers and models. What the layers leave of the measured whole network
-(additions, pooling, copies) is shared out by the size of the tensors concerned. Whoever uses the
-tables corrects them against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and
-only there.
+The tables of the layers (`kernels`) are put right inside the dense network, by its profile where
+the backend has one. What the layers leave of the measured whole network (additions, pooling,
+copies) is shared out by the size of the tensors concerned. Whoever uses the tables corrects them
+against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,70 +17,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
 from torch import fx
 
-from fxprune.axes import Atom, Axis, kept_size
-from fxprune.backends import profiles
-from fxprune.backends.base import Backend
-from fxprune.backends.region import Region
-from fxprune.backends.settings import Settings
-from fxprune.cache import Cache, Key
-from fxprune.measure import PROTOCOL, Timing, measure
+from fxprune.axes import Atom, Axis
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
-from fxprune.passes.layers import Layer
+from fxprune.passes.kernels import LayerLatency
 from fxprune.passes.merges import Merge
 
 Array = NDArray[np.float64]
-Step = Callable[[], None]
 
-# Shares of the dense width at which a kernel is measured, besides the smallest aligned one.
-LEVELS = (0.25, 0.5, 0.75, 1.0)
-KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
 FREE_OPERATIONS = frozenset(
     {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
      "expand", "size", "getattr", "getitem", "chunk", "split", "split_with_sizes", "detach",
      "contiguous", "select", "slice", "dropout", "t", "unbind", "narrow"}
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerLatency:
-    """Seconds of one layer as a function of its widths.
-
-    `corners` are the measured widths along each coordinate: (inputs, outputs) without groups;
-    (groups, inputs of a group, outputs of a group) with them.
-    """
-
-    layer: Layer
-    corners: tuple[tuple[int, ...], ...]
-    seconds: Array
-
-    def __call__(self, width_in: Any, width_out: Any, inner: Any) -> Array:
-        """Seconds at the given widths (arrays that broadcast); `inner` as in `Layer`."""
-        coordinates = _coordinates(self.layer, width_in, width_out, inner)
-        places = np.broadcast_arrays(*coordinates)
-        live = [i for i, corner in enumerate(self.corners) if len(corner) > 1]
-        if not live:
-            return np.broadcast_to(self.seconds.reshape(()), places[0].shape)
-        grid = RegularGridInterpolator(
-            [np.array(self.corners[i], dtype=float) for i in live],
-            self.seconds.squeeze(tuple(set(range(len(self.corners))) - set(live))),
-            bounds_error=False,
-            fill_value=None,
-        )
-        found = grid(np.stack([places[i].astype(float) for i in live], axis=-1))
-        found = found.reshape(places[0].shape)
-        # Outside of what was measured a straight line may fall below zero; a kernel cannot.
-        return np.asarray(np.maximum(found, self.seconds.min() / 10), dtype=np.float64)
-
-    def at(self, sizes: Mapping[Atom, int]) -> float:
-        """Seconds when atoms have the given sizes."""
-        layer = self.layer
-        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
-        return float(self(*(np.array(width) for width in widths)))
 
 
 @dataclass(frozen=True)
@@ -190,115 +140,6 @@ def _scaled(table: LayerLatency, scale: float, *widths: Any) -> Array:
 
 def _elements(axes: Sequence[Axis]) -> int:
     return math.prod(axis.size for axis in axes)
-
-
-def measure_layers(
-    layers: Sequence[Layer],
-    choices: Choices,
-    backend: Backend,
-    settings: Settings,
-    device: str,
-    multiple_of: int,
-    cache: Cache,
-    step: Callable[[int, int], None] | None = None,
-) -> tuple[LayerLatency, ...]:
-    """Measure every layer at a few widths; what the cache knows is not measured again.
-
-    Args:
-        device: type of the device that the model lies on, "cpu" or "cuda".
-        step: called with the number of kernels done and needed, for progress.
-    """
-    corners = {layer.node: _corners(layer, choices, multiple_of) for layer in layers}
-    needed: dict[str, Region] = {}
-    for layer in layers:
-        for region in _regions(layer, corners[layer.node]):
-            needed[region.signature()] = region
-    seconds = _measured(needed, backend, settings, device, cache, step)
-    found = []
-    for layer in layers:
-        grid = [seconds[r.signature()] for r in _regions(layer, corners[layer.node])]
-        shape = [len(corner) for corner in corners[layer.node]]
-        found.append(LayerLatency(layer, corners[layer.node], np.array(grid).reshape(shape)))
-    return tuple(found)
-
-
-def _measured(
-    needed: Mapping[str, Region],
-    backend: Backend,
-    settings: Settings,
-    device: str,
-    cache: Cache,
-    step: Callable[[int, int], None] | None,
-) -> dict[str, float]:
-    protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
-    keys = {
-        signature: Key(
-            backend.device(device), backend.name, backend.version(), settings, signature, protocol
-        )
-        for signature in needed
-    }
-    seconds: dict[str, float] = {}
-    for done, (signature, region) in enumerate(needed.items()):
-        known = cache.get(keys[signature])
-        if known is None:
-            known = {"seconds": _seconds(region, backend, settings, device)}
-            cache.put(keys[signature], known)
-        seconds[signature] = float(known["seconds"])
-        if step is not None:
-            step(done + 1, len(needed))
-    return seconds
-
-
-def _seconds(region: Region, backend: Backend, settings: Settings, device: str) -> float:
-    """Seconds of one kernel: as the backend's own profile tells them, or else by the clock."""
-    told = backend.region_seconds(region, settings, device)
-    if told is not None:
-        return told
-    engine = backend.compile_region(region, settings, device)
-    return measure(engine, region.inputs(device), KERNEL_TIMING).seconds
-
-
-def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tuple[Any, ...]:
-    """What the kernel's latency is a function of."""
-    if layer.region.groups == 1:
-        return width_in, width_out
-    whole = width_out if layer.region.operator == "conv_transpose" else width_in
-    groups = whole // np.maximum(inner, 1)
-    return groups, width_in // groups, width_out // groups
-
-
-def _corners(layer: Layer, choices: Choices, multiple_of: int) -> tuple[tuple[int, ...], ...]:
-    region = layer.region
-    if region.groups == 1:
-        return (
-            _levels(layer.inputs, region.in_width, choices, multiple_of),
-            _levels(layer.outputs, region.out_width, choices, multiple_of),
-        )
-    depthwise = region.groups == region.in_width == region.out_width
-    within = (region.in_width // region.groups, region.out_width // region.groups)
-    free = choices.is_free(layer.inputs) or choices.is_free(layer.outputs)
-    if not free:
-        return ((region.groups,), *((width,) for width in within))
-    groups = _spaced(region.groups, multiple_of if depthwise else 1)
-    return (groups, *(tuple(sorted({max(1, width // 4), width})) for width in within))
-
-
-def _levels(axis: Axis, size: int, choices: Choices, multiple_of: int) -> tuple[int, ...]:
-    return _spaced(size, multiple_of) if choices.is_free(axis) else (size,)
-
-
-def _spaced(size: int, multiple_of: int) -> tuple[int, ...]:
-    """Aligned widths from the smallest to `size`."""
-    aligned = {max(1, round(size * share / multiple_of)) * multiple_of for share in LEVELS}
-    return tuple(sorted({w for w in {*aligned, multiple_of} if w < size} | {size}))
-
-
-def _regions(layer: Layer, corners: Sequence[Sequence[int]]) -> list[Region]:
-    grids = np.meshgrid(*corners, indexing="ij")
-    places = zip(*(grid.ravel().tolist() for grid in grids), strict=True)
-    if layer.region.groups == 1:
-        return [layer.region.with_widths(a, b) for a, b in places]
-    return [layer.region.with_widths(g * i, g * o, g) for g, i, o in places]
 
 
 def _other_tensors(

@@ -1,0 +1,59 @@
+"""Tables in Markdown that a benchmark writes row by row, so that it can be taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fxprune.files import write_text
+
+
+@dataclass
+class WrittenTable:
+    """A table in a file, or only on the screen if `path` is None.
+
+    Attributes:
+        heading: text above the table: what was run, on what.
+        columns: names of the columns.
+        keys: how many columns, from the left, tell one row from another.
+    """
+
+    path: Path | None
+    heading: str
+    columns: Sequence[str]
+    keys: int
+
+    def __post_init__(self) -> None:
+        self.rows: list[list[str]] = []
+        if self.path is not None and self.path.exists():
+            self.rows = list(rows_of(self.path.read_text(encoding="utf-8"), len(self.columns)))
+
+    def has(self, *key: str) -> bool:
+        """Whether there is a row with this key already."""
+        return list(key) in [row[: self.keys] for row in self.rows]
+
+    def add(self, *cells: str) -> None:
+        """Print a row, and write the table with it."""
+        self.rows.append(list(cells))
+        print(" | ".join(cells), flush=True)
+        self.write()
+
+    def write(self, ending: str = "") -> None:
+        """Write all rows, and `ending` under them."""
+        if self.path is None:
+            return
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        write_text(self.path, f"{self.heading.strip()}\n\n{table}\n\n{ending}".rstrip() + "\n")
+
+    def column(self, name: str) -> list[str]:
+        """The cells under one heading."""
+        return [row[self.columns.index(name)] for row in self.rows]
+
+
+def rows_of(text: str, width: int) -> list[list[str]]:
+    """The rows of the first table in a text, without its head."""
+    lines = [line.strip() for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return [row for row in rows if len(row) == width]

@@ -1,0 +1,286 @@
+"""The latency of every layer as a function of its widths, measured in the backend's own kernels.
+
+First the stairs are found, once for each kind of layer (`stairs`). Then each layer is measured on
+the stairs: at its smallest, a middle and its dense width, and between these where the latency turns
+out not to be a straight line. Measurements are cached, and shared between layers and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
+
+from fxprune.axes import Atom, kept_size
+from fxprune.backends import profiles
+from fxprune.backends.base import Backend
+from fxprune.backends.region import Region
+from fxprune.backends.settings import Settings
+from fxprune.cache import Cache, Key
+from fxprune.measure import PROTOCOL, Timing, measure
+from fxprune.passes import stairs
+from fxprune.passes.allocation.widths import Choices
+from fxprune.passes.layers import Layer
+from fxprune.passes.stairs import Stairs
+
+Array = NDArray[np.float64]
+Corners = tuple[tuple[int, ...], ...]
+
+# Shares of the dense width at which a kernel is measured, besides the smallest one: always, and
+# where a straight line through those is further off than the tolerance.
+COARSE = (0.5, 1.0)
+FINE = (0.25, 0.5, 0.75, 1.0)
+TOLERANCE = 0.03
+KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
+# The widths that a probe does not vary need not be larger: the pattern is the same.
+WIDEST_PROBE = 256
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """Seconds of one layer as a function of its widths.
+
+    `corners` are the measured widths along each coordinate: (inputs, outputs) without groups;
+    (groups, inputs of a group, outputs of a group) with them. `stairs` has those of each
+    coordinate.
+    """
+
+    layer: Layer
+    corners: Corners
+    seconds: Array
+    stairs: tuple[Stairs, ...]
+
+    def __call__(self, width_in: Any, width_out: Any, inner: Any) -> Array:
+        """Seconds at the given widths (arrays that broadcast); `inner` as in `Layer`."""
+        coordinates = _coordinates(self.layer, width_in, width_out, inner)
+        places = np.broadcast_arrays(*coordinates)
+        live = [i for i, corner in enumerate(self.corners) if len(corner) > 1]
+        if not live:
+            return np.broadcast_to(self.seconds.reshape(()), places[0].shape)
+        grid = RegularGridInterpolator(
+            [self.stairs[i](np.array(self.corners[i])) for i in live],
+            self.seconds.squeeze(tuple(set(range(len(self.corners))) - set(live))),
+            bounds_error=False,
+            fill_value=None,
+        )
+        found = grid(np.stack([self.stairs[i](places[i]) for i in live], axis=-1))
+        found = found.reshape(places[0].shape)
+        # Outside of what was measured a straight line may fall below zero; a kernel cannot.
+        return np.asarray(np.maximum(found, self.seconds.min() / 10), dtype=np.float64)
+
+    def at(self, sizes: Mapping[Atom, int]) -> float:
+        """Seconds when atoms have the given sizes."""
+        layer = self.layer
+        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
+        return float(self(*(np.array(width) for width in widths)))
+
+
+@dataclass
+class _Clock:
+    """Measures kernels, each once."""
+
+    backend: Backend
+    settings: Settings
+    device: str
+    cache: Cache
+    step: Callable[[int, int], None] | None
+    known: dict[str, float] = field(default_factory=dict)
+
+    def measure(self, regions: Iterable[Region]) -> None:
+        """Have all of these known."""
+        needed = {region.signature(): region for region in regions}
+        missing = {name: region for name, region in needed.items() if name not in self.known}
+        total = len(self.known) + len(missing)
+        for name, region in missing.items():
+            key = self._key(name)
+            kept = self.cache.get(key)
+            if kept is None:
+                kept = {"seconds": self._seconds(region)}
+                self.cache.put(key, kept)
+            self.known[name] = float(kept["seconds"])
+            if self.step is not None:
+                self.step(len(self.known), total)
+
+    def read(self, regions: Iterable[Region]) -> Array:
+        """Seconds of regions that are known."""
+        return np.array([self.known[region.signature()] for region in regions])
+
+    def _key(self, signature: str) -> Key:
+        backend = self.backend
+        protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
+        device, version = backend.device(self.device), backend.version()
+        return Key(device, backend.name, version, self.settings, signature, protocol)
+
+    def _seconds(self, region: Region) -> float:
+        """Seconds of one kernel: as the backend's own profile tells them, or else by the clock."""
+        told = self.backend.region_seconds(region, self.settings, self.device)
+        if told is not None:
+            return told
+        engine = self.backend.compile_region(region, self.settings, self.device)
+        return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
+
+
+def measure_layers(
+    layers: Sequence[Layer],
+    choices: Choices,
+    backend: Backend,
+    settings: Settings,
+    device: str,
+    multiple_of: int,
+    cache: Cache,
+    step: Callable[[int, int], None] | None = None,
+) -> tuple[LayerLatency, ...]:
+    """Measure every layer at a few widths; what the cache knows is not measured again.
+
+    Args:
+        device: type of the device that the model lies on, "cpu" or "cuda".
+        step: called with the number of kernels done and needed so far, for progress.
+    """
+    clock = _Clock(backend, settings, device, cache, step)
+    coordinates = [_coordinates_of(layer, choices, multiple_of) for layer in layers]
+    found = _find_stairs(layers, coordinates, clock)
+    rounded = [
+        tuple(
+            found.get(_kind(layer.region, place), stairs.none(coordinate.unit))
+            for place, coordinate in enumerate(along)
+        )
+        for layer, along in zip(layers, coordinates, strict=True)
+    ]
+
+    def tables(shares: Sequence[Sequence[Sequence[float]]]) -> list[LayerLatency]:
+        grids = [
+            tuple(c.corners(s, r) for c, s, r in zip(along, some, steps, strict=True))
+            for along, some, steps in zip(coordinates, shares, rounded, strict=True)
+        ]
+        wanted = [_regions(layer.region, grid) for layer, grid in zip(layers, grids, strict=True)]
+        clock.measure(region for regions in wanted for region in regions)
+        return [
+            LayerLatency(layer, grid, clock.read(regions).reshape([*map(len, grid)]), steps)
+            for layer, grid, regions, steps in zip(layers, grids, wanted, rounded, strict=True)
+        ]
+
+    coarse = tables([[COARSE] * len(along) for along in coordinates])
+    return tuple(tables([[FINE if bent else COARSE for bent in _bends(t)] for t in coarse]))
+
+
+@dataclass(frozen=True)
+class _Coordinate:
+    """One of the numbers that a layer's latency is a function of.
+
+    Attributes:
+        size: in the dense network.
+        unit: what slimming changes it by.
+        free: whether slimming may change it.
+        stepped: whether it counts channels that a kernel may take in blocks.
+    """
+
+    size: int
+    unit: int
+    free: bool
+    stepped: bool
+
+    def corners(self, shares: Sequence[float], rounded: Stairs) -> tuple[int, ...]:
+        """Values on the stairs, from the smallest to the dense one."""
+        if not self.free:
+            return (self.size,)
+        step = rounded.step if rounded.step < self.size else self.unit
+        aligned = {max(1, round(self.size * share / step)) * step for share in shares}
+        kept = [self.size]
+        for value in sorted({step, *aligned} - {self.size}, reverse=True):
+            # Two values on one tread cost the same, and tell nothing of the slope.
+            if value < self.size and rounded(value) < rounded(kept[-1]):
+                kept.append(value)
+        return tuple(reversed(kept))
+
+
+def _coordinates_of(layer: Layer, choices: Choices, multiple_of: int) -> tuple[_Coordinate, ...]:
+    region = layer.region
+    reads, writes = choices.is_free(layer.inputs), choices.is_free(layer.outputs)
+    if region.groups == 1:
+        return (
+            _Coordinate(region.in_width, multiple_of, reads, True),
+            _Coordinate(region.out_width, multiple_of, writes, True),
+        )
+    depthwise = region.groups == region.in_width == region.out_width
+    free = reads or writes
+    inside = (region.in_width // region.groups, region.out_width // region.groups)
+    return (
+        _Coordinate(region.groups, multiple_of if depthwise else 1, free, depthwise),
+        *(_Coordinate(width, max(1, width // 4), free and width > 1, False) for width in inside),
+    )
+
+
+def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tuple[Any, ...]:
+    """What the kernel's latency is a function of."""
+    if layer.region.groups == 1:
+        return width_in, width_out
+    whole = width_out if layer.region.operator == "conv_transpose" else width_in
+    groups = whole // np.maximum(inner, 1)
+    return groups, width_in // groups, width_out // groups
+
+
+def _find_stairs(
+    layers: Sequence[Layer], coordinates: Sequence[Sequence[_Coordinate]], clock: _Clock
+) -> dict[tuple[object, ...], Stairs]:
+    """The stairs along each coordinate by kind of layer, measured on the widest of a kind."""
+    widest: dict[tuple[object, ...], tuple[_Coordinate, int, Region]] = {}
+    for layer, along in zip(layers, coordinates, strict=True):
+        for place, coordinate in enumerate(along):
+            kind = _kind(layer.region, place)
+            known = widest.get(kind)
+            wider = known is None or known[0].size < coordinate.size
+            if coordinate.free and coordinate.stepped and wider:
+                widest[kind] = (coordinate, place, layer.region)
+    probed = {
+        kind: (coordinate.unit, _probes(region, place, coordinate))
+        for kind, (coordinate, place, region) in widest.items()
+    }
+    clock.measure(region for _, regions in probed.values() for region in regions)
+    return {
+        kind: stairs.fit(clock.read(regions).tolist(), unit)
+        for kind, (unit, regions) in probed.items()
+    }
+
+
+def _kind(region: Region, place: int) -> tuple[object, ...]:
+    """What layers with equal stairs along a coordinate have in common."""
+    shape = (region.operator, region.kernel, region.stride, region.dilation, len(region.spatial))
+    return (*shape, region.groups > 1, place)
+
+
+def _probes(region: Region, place: int, coordinate: _Coordinate) -> list[Region]:
+    """The region at the widths that tell the stairs along one coordinate."""
+    widths = stairs.probes(coordinate.size, coordinate.unit)
+    if region.groups > 1:
+        return [region.with_widths(width, width, width) for width in widths]
+    others = min(region.in_width, WIDEST_PROBE), min(region.out_width, WIDEST_PROBE)
+    return [
+        region.with_widths(*(width if at == place else others[at] for at in range(2)))
+        for width in widths
+    ]
+
+
+def _regions(region: Region, corners: Corners) -> list[Region]:
+    if region.groups == 1:
+        return [region.with_widths(a, b) for a, b in product(*corners)]
+    return [region.with_widths(g * i, g * o, g) for g, i, o in product(*corners)]
+
+
+def _bends(table: LayerLatency) -> list[bool]:
+    """Along which coordinates a straight line from the first to the last corner misses others."""
+    return [_is_bent(table, axis) for axis in range(table.seconds.ndim)]
+
+
+def _is_bent(table: LayerLatency, axis: int) -> bool:
+    if len(table.corners[axis]) < 3:
+        return False
+    widths = table.stairs[axis](np.array(table.corners[axis]))
+    seconds = np.moveaxis(table.seconds, axis, 0).reshape(len(widths), -1)
+    shares = ((widths - widths[0]) / (widths[-1] - widths[0]))[:, None]
+    line = seconds[0] * (1 - shares) + seconds[-1] * shares
+    return bool((np.abs(line / seconds - 1) > TOLERANCE).any())

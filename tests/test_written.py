@@ -1,0 +1,51 @@
+"""Tables that benchmarks write row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.latency_budget import COLUMNS, summary
+from benchmarks.written import WrittenTable
+
+
+def table(path: Path) -> WrittenTable:
+    return WrittenTable(path, "# Title\n\nWhat it is.", ("network", "backend", "seconds"), keys=2)
+
+
+def test_a_table_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    table(path).add("resnet18", "onnxruntime", "3")
+    again = table(path)
+    assert again.has("resnet18", "onnxruntime")
+    assert not again.has("resnet18", "openvino")
+    again.add("resnet18", "openvino", "4")
+    assert table(path).column("seconds") == ["3", "4"]
+
+
+def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    made = table(path)
+    made.add("resnet18", "onnxruntime", "3")
+    made.write("The end.")
+    assert path.read_text() == (
+        "# Title\n\nWhat it is.\n\n| network | backend | seconds |\n| --- | --- | --- |\n"
+        "| resnet18 | onnxruntime | 3 |\n\nThe end.\n"
+    )
+
+
+def test_without_a_file_rows_are_only_printed(capsys) -> None:
+    made = WrittenTable(None, "", ("network", "seconds"), keys=1)
+    made.add("resnet18", "3")
+    assert capsys.readouterr().out == "resnet18 | 3\n"
+
+
+def test_the_summary_counts_windows_refusals_and_errors() -> None:
+    made = WrittenTable(None, "", COLUMNS, keys=3)
+    cells = dict.fromkeys(COLUMNS, "-") | {"seconds": "60"}
+    for error, verdict in (("+1.0 %", "yes"), ("-3.0 %", "no"), ("-", "refused: 2 ms")):
+        made.add(*(cells | {"error": error, "in window": verdict}).values())
+    told = summary(made)
+    assert "3 rows: 1 in the window" in told
+    assert "1 outside, 1 refused" in told
+    assert "2.0 % in the median" in told
+    assert "3 minutes" in told
