@@ -37,7 +37,10 @@ NETWORKS = (
     "regnet_y_400mf", "densenet121",
 )  # fmt: skip
 SHARES = (0.8, 0.6, 0.5, 0.4, 0.25)
-MIXED = ((0.6, 0.6, 0.6), (0.5, 0.7, 0.6))
+MIXED = (
+    (0.6, 0.6, 0.6), (0.5, 0.7, 0.6), (0.7, 0.5, 0.6), (0.6, 0.5, 0.7), (0.8, 0.6, 0.4),
+    (0.4, 0.5, 0.5),
+)  # fmt: skip
 POINTS = 50
 GAP = 1e-4
 
@@ -111,6 +114,7 @@ class Mixed:
     value: float
     gap: float
     seconds: float
+    megabytes: float
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,17 @@ def three_budgets(name: str, network: Network) -> list[Mixed]:
         budgets = tuple(math.floor(share * dense) for share, dense in pairs)
         task = replace(allocator.problem, budgets=budgets)
         solution, seconds = timed(partial(solve, task, gap=GAP))
-        found.append(Mixed(name, shares, solution.status, solution.value, solution.gap, seconds))
+        found.append(
+            Mixed(
+                name,
+                shares,
+                solution.status,
+                solution.value,
+                solution.gap,
+                seconds,
+                peak(partial(solve, task, gap=GAP)),
+            )
+        )
         print(found[-1], flush=True)
     return found
 
@@ -258,7 +272,7 @@ def as_markdown(results: Results, command: str) -> str:
     _table(
         text,
         "Latency, MACs and parameters at once",
-        ["network", "of dense", "status", "value", "gap", "CPU s"],
+        ["network", "of dense", "status", "value", "gap", "CPU s", "MB"],
         [
             [
                 m.network,
@@ -267,6 +281,7 @@ def as_markdown(results: Results, command: str) -> str:
                 f"{m.value:.3f}" if m.status != "infeasible" else "",
                 f"{m.gap:.4%}" if m.status != "infeasible" else "",
                 f"{m.seconds:.2f}",
+                f"{m.megabytes:.0f}",
             ]
             for m in results.mixed
         ],

@@ -20,8 +20,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from benchmarks.instance import FloatArray, Instance, IntArray
+from benchmarks.silence import without_lines
 from benchmarks.solver_networks import rungs
-from fxprune.solver.silence import without_lines
 
 Widths: TypeAlias = dict[str, int]
 Side: TypeAlias = Literal["reads", "writes"]

@@ -1,4 +1,4 @@
-"""The certified solver against brute force, against HiGHS alone, and at its edges."""
+"""The certified solver against brute force, against HiGHS, and at its edges."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from fxprune.solver import (
     branch,
     close,
     front,
-    labels,
     measure,
     solve,
     sum_factor,
+    within,
 )
-from fxprune.solver.polytope import Answer, maximum_within
 from tests.solver_cases import by_highs, chain, grid, random_problem
 
 PAIR = np.array([[1.0, 2.0], [3.0, 5.0]])
@@ -65,55 +64,53 @@ def test_random_problems_are_solved_as_brute_force_solves_them(budgets: int) -> 
     assert seen["infeasible"] > 100
 
 
-def test_branch_and_cut_gives_what_enumeration_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = [random_problem(np.random.default_rng([9, i]), 1 + i % 3, 7) for i in range(300)]
-    wanted = [solve(problem, gap=0) for problem in problems]
-    cut = Counter[bool]()
-
-    def counted(*args: Any) -> Answer:
-        answer = maximum_within(*args)
-        cut[answer.point is not None] += 1
-        return answer
-
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+@pytest.mark.parametrize("attempts", [(), ((10_000, 10_000),), ((1, 6), (20, 10_000))])
+def test_parts_and_labels_give_what_brute_force_gives(
+    budgets: int, attempts: tuple[tuple[int, int], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
-    monkeypatch.setattr(close, "by_branching", lambda *args: args[-1])
-    monkeypatch.setattr(close, "maximum_within", counted)
-    for problem, solution in zip(problems, wanted, strict=True):
-        without = solve(problem, gap=0)
-        assert without.status == solution.status
-        assert without.value == pytest.approx(solution.value, rel=1e-9, abs=1e-9)
-    assert cut[True] > 60
-    assert cut[False] > 5
-
-
-def test_labels_give_what_brute_force_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
-    monkeypatch.setattr(close, "_ENTRIES", ())
-    found = 0
-    for i in range(300):
-        problem = random_problem(np.random.default_rng([10, i]), 1, 7)
+    monkeypatch.setattr(branch, "_ATTEMPTS", attempts)
+    seen = Counter[str]()
+    for i in range(250):
+        problem = random_problem(np.random.default_rng([10, i]), budgets, 7)
         best = grid(problem).best(problem.budgets)
-        solution = solve(problem, gap=0)
+        solution = solve(problem, gap=0, parts=10_000)
         assert solution.value == pytest.approx(best, rel=1e-9, abs=1e-9), i
         assert solution.status == ("infeasible" if best == -math.inf else "optimal"), i
-        found += best > -math.inf
-    assert found > 100
+        seen[solution.status] += 1
+    assert seen["optimal"] > 120
+    assert seen["infeasible"] > 10
 
 
-def test_too_few_labels_leave_a_bound_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_too_few_labels_and_parts_leave_a_bound_that_holds(
+    budgets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(close, "_ASSIGNMENTS", 1)
-    monkeypatch.setattr(close, "_ENTRIES", ())
-    monkeypatch.setattr(labels, "_MOST_PAIRS", 4)
-    monkeypatch.setattr(branch, "_WIDTHS", (1,))
-    monkeypatch.setattr(branch, "_PARTS", 3)
+    monkeypatch.setattr(branch, "_ATTEMPTS", ((1, 12_000),))
+    monkeypatch.setattr(within, "_PAIRS", 2)
+    monkeypatch.setattr(within, "_LAST", 4)
     open_ = 0
-    for i in range(100):
-        problem = chain(np.random.default_rng([11, i]), length=7, options=4, budgets=1)
-        solution = solve(problem, gap=0)
+    for i in range(30):
+        problem = chain(np.random.default_rng([11, i]), 6, 4, budgets)
+        solution = solve(problem, gap=0, parts=3)
         best = grid(problem).best(problem.budgets)
         assert solution.value - 1e-6 <= best <= solution.bound + 1e-6, i
         open_ += solution.gap > 0
     assert open_ > 10
+
+
+@pytest.mark.parametrize("budgets", [2, 3])
+def test_more_of_any_budget_is_never_worth_less(budgets: int) -> None:
+    for i in range(10):
+        problem = chain(np.random.default_rng([12, i]), 8, 5, budgets)
+        here = solve(problem, gap=1e-5)
+        assert here.status == "optimal"
+        for k in range(budgets):
+            more = list(problem.budgets)
+            more[k] += problem.budgets[k] // 10
+            assert solve(replace(problem, budgets=tuple(more)), gap=1e-5).bound >= here.value
 
 
 def test_a_trunk_that_all_blocks_share_is_closed_by_parts_of_it() -> None:
@@ -366,12 +363,11 @@ def test_prices_are_what_a_unit_of_budget_is_worth() -> None:
     assert here.prices[0] <= (here.value - less.value) / step * 1.1
 
 
-def test_a_node_limit_leaves_a_true_bound() -> None:
+def test_a_limit_of_parts_leaves_a_true_bound() -> None:
     problem = chain(np.random.default_rng(5), length=14, options=8, budgets=2)
     exact = solve(problem, gap=0)
-    limited = solve(problem, gap=0, nodes=1)
-    assert exact.status == "optimal"
-    assert limited.status in ("optimal", "feasible")
+    limited = solve(problem, gap=0, parts=0)
+    assert (exact.status, limited.status) == ("optimal", "feasible")
     assert limited.value <= exact.value <= limited.bound
 
 

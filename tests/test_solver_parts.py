@@ -1,9 +1,8 @@
-"""The solver's parts: elimination, its max-marginals, labels, branch and cut, the dual, silence."""
+"""The solver's parts: elimination, its max-marginals, labels, the dual."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +14,9 @@ from fxprune.solver.build import model_of, restrict
 from fxprune.solver.dual import Bundle
 from fxprune.solver.elimination import plan_of
 from fxprune.solver.join import Leaf, tree_of
-from fxprune.solver.labels import best_within
+from fxprune.solver.labels import Labels, undominated
 from fxprune.solver.model import Model
-from fxprune.solver.polytope import maximum_within
-from fxprune.solver.silence import without_lines
+from fxprune.solver.within import best_within
 from tests.solver_cases import chain, grid, random_problem
 
 
@@ -58,7 +56,7 @@ def test_a_row_with_its_context_is_its_max_marginal() -> None:
     for _, model in random_models(120):
         tree = tree_of(model)
         assert tree is not None
-        around = tree.contexts(np.array([0.3]))
+        around, _ = tree.contexts(np.array([0.3]))
         weights = model.flat_value - 0.3 * model.flat_cost[0]
         marginals = model.split(plan_of(model).sweep(weights).marginals())
         leaves = [(n, a) for n, a in zip(tree.nodes, around, strict=True) if isinstance(n, Leaf)]
@@ -69,20 +67,64 @@ def test_a_row_with_its_context_is_its_max_marginal() -> None:
     assert checked > 500
 
 
-def test_labels_find_the_best_and_bound_what_they_drop() -> None:
-    dropped = 0
-    for seed in range(60):
-        problem = chain(np.random.default_rng([5, seed]), length=6, options=4)
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_labels_find_the_best_and_bound_what_they_drop(budgets: int) -> None:
+    dropped = found = 0
+    for seed in range(30):
+        problem = chain(np.random.default_rng([5, seed]), 6, 4, budgets)
         best = grid(problem).best(problem.budgets)
-        model, budget = model_of(problem), problem.budgets[0]
-        found = best_within(model, budget, 0.01, -math.inf, width=10_000)
-        assert found.point is not None
-        assert found.point.value == pytest.approx(best)
-        assert found.bound == pytest.approx(best)
-        few = best_within(model, budget, 0.01, -math.inf, width=2)
+        model, limits, prices = model_of(problem), np.array(problem.budgets), np.full(budgets, 0.01)
+        full = best_within(model, limits, prices, -math.inf, width=10_000)
+        if full.point is None:
+            assert best == full.bound == -math.inf
+            continue
+        assert full.point.value == pytest.approx(best)
+        assert full.bound == pytest.approx(best)
+        assert (full.point.use <= limits).all()
+        few = best_within(model, limits, prices, -math.inf, width=2)
         assert few.bound >= best - 1e-9
         dropped += few.bound > best + 1e-9
+        found += 1
+    assert found > 25
     assert dropped > 10
+
+
+def test_a_budget_without_a_price_holds_though_labels_do_not_look_at_it() -> None:
+    open_ = 0
+    for seed in range(30):
+        problem = chain(np.random.default_rng([6, seed]), 6, 4, 3)
+        best = grid(problem).best(problem.budgets)
+        answer = best_within(
+            model_of(problem),
+            np.array(problem.budgets),
+            np.array([0.0, 0.01, 0.02]),
+            -math.inf,
+            width=10_000,
+        )
+        assert answer.bound >= best - 1e-9
+        if answer.point is not None:
+            assert (answer.point.use <= problem.budgets).all()
+        open_ += answer.bound > best + 1e-9
+    assert open_ > 5
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_a_label_goes_only_if_another_of_its_row_is_as_good(budgets: int) -> None:
+    rng = np.random.default_rng(budgets)
+    gone = 0
+    for _ in range(100):
+        row, cost = rng.integers(0, 5, 80), rng.integers(0, 8, (budgets, 80)).astype(float)
+        value = rng.integers(0, 8, 80).astype(float)
+        place = np.arange(80)
+        prices = rng.random(budgets) + 0.1
+        stays = undominated(Labels(row, value, cost, place, place, value), prices, 4.0)
+        gone += 80 - len(stays.row)
+        assert (np.diff(stays.row) >= 0).all()
+        assert len(np.unique(stays.left)) == len(stays.left)
+        for i in np.setdiff1d(place, stays.left):
+            alike = (stays.row == row[i]) & (stays.value >= value[i])
+            assert (alike & (stays.cost <= cost[:, [i]]).all(axis=0)).any()
+    assert gone > 1000
 
 
 def test_near_lists_exactly_the_assignments_within_the_window() -> None:
@@ -171,24 +213,6 @@ def test_restricting_leaves_the_values_of_what_stays() -> None:
         assert total == pytest.approx(value.max(), abs=1e-9)
 
 
-@pytest.mark.parametrize("budgets", [1, 2, 3])
-def test_branch_and_cut_alone_agrees_with_brute_force(budgets: int) -> None:
-    found = 0
-    for problem, model in random_models(120, budgets):
-        answer = maximum_within(model, np.array(problem.budgets), gap=0.0, nodes=1000)
-        best = grid(problem).best(problem.budgets)
-        if best == -math.inf:
-            assert answer.point is None
-            assert answer.bound == -math.inf
-            continue
-        found += 1
-        assert answer.point is not None
-        assert answer.point.value == pytest.approx(best, abs=1e-7)
-        assert answer.bound >= best - 1e-7
-        assert (answer.point.use <= problem.budgets).all()
-    assert found > 40
-
-
 def test_the_dual_is_the_height_of_the_hull_for_one_budget() -> None:
     for problem, model in random_models(150):
         tried = grid(problem)
@@ -225,21 +249,3 @@ def test_knowing_more_points_never_raises_the_bound() -> None:
     for share in (0.3, 0.7, 1.3):
         bundle.minimise(np.array([int(share * problem.budgets[0])]))
     assert bundle.minimise(np.array(problem.budgets)).bound == pytest.approx(alone, rel=1e-9)
-
-
-def test_only_the_lines_named_are_kept_off_standard_output(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with without_lines(b"Noise"):
-        os.write(1, b"Noise from C\n")
-        print("wanted")
-        os.write(1, b"also wanted\nNoise again\n")
-    print("after")
-    assert capfd.readouterr().out == "wanted\nalso wanted\nafter\n"
-
-
-def test_standard_output_comes_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError), without_lines(b"Noise"):
-        raise RuntimeError
-    os.write(1, b"here\n")
-    assert capfd.readouterr().out == "here\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from benchmarks.instance import Instance, Term
 from benchmarks.rivals import RIVALS, exact_knapsack, recurrence
+from benchmarks.silence import without_lines
 from benchmarks.solver_networks import instance
 from fxprune.solver import solve
 
@@ -64,3 +67,21 @@ def test_halps_recurrence_misses_what_an_exact_knapsack_finds() -> None:
     assert recurrence(1, problem, problem.dense(), 4002.0) == {"b": 1, "a": 0}
     assert exact_knapsack(problem, problem.dense(), 4002.5) == {"b": 0, "a": 2}
     assert solve(problem.problem((4002,))).value == 9.0
+
+
+def test_only_the_lines_named_are_kept_off_standard_output(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with without_lines(b"Noise"):
+        os.write(1, b"Noise from C\n")
+        print("wanted")
+        os.write(1, b"also wanted\nNoise again\n")
+    print("after")
+    assert capfd.readouterr().out == "wanted\nalso wanted\nafter\n"
+
+
+def test_standard_output_comes_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), without_lines(b"Noise"):
+        raise RuntimeError
+    os.write(1, b"here\n")
+    assert capfd.readouterr().out == "here\n"

@@ -4,12 +4,11 @@
     `listed`) and cutting planes in the prices of the budgets.
  2. `close`: the assignments that the prices favour are tried; then every option and combination
     that cannot belong to a better answer is dropped, and
- 3. `branch` and `labels`, with one budget: what remains is solved in parts, by dominance.
- 4. `polytope`, with several budgets or where labels become too many: by HiGHS.
+ 3. `branch`: what remains is solved in parts, by dominance among partial assignments (`within`).
 
 The answer comes with a bound on what any other could be worth.  The bound rests on float64 sums
-(relative rounding errors far below 1e-11) and, where the fourth stage was needed, on the word of
-HiGHS, whose tolerance is 1e-6 of the reduced problem's scale.  Budgets are checked in integers.
+(relative rounding errors far below 1e-11) and on nothing else; HiGHS only suggests prices and where
+to split.  Budgets are checked in integers.
 """
 
 from fxprune.solver.blackbox import Search, Trial, search

@@ -1,4 +1,4 @@
-"""Branch and bound under one budget: parts of the problem, each at prices of its own.
+"""Branch and bound: parts of the problem, each at prices of its own.
 
 A choice that many tables look at, such as the width of a trunk, may leave a wide gap: at one price
 two of its options are worth the same, one below the budget and one above it, and a mixture of the
@@ -11,116 +11,114 @@ Every part knows a bound; together they bound the whole, at whatever point the s
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
 
 from fxprune.solver.build import restrict
 from fxprune.solver.dual import Bundle, Dual
-from fxprune.solver.labels import best_within
-from fxprune.solver.model import Model, Point
-from fxprune.solver.problem import IntArray
+from fxprune.solver.model import Model
+from fxprune.solver.problem import FloatArray, IntArray
 from fxprune.solver.reduction import ceilings, goal_of, highest, keep
+from fxprune.solver.within import best_within
 
-# Entries of the tables left for labels, labels kept per join (one attempt after the other), parts.
-_ENTRIES = 12_000
-_WIDTHS = (300, 5_000)
-_PARTS = 500
+# Labels kept per join, and entries of the tables left for these: one attempt after the other.
+_ATTEMPTS = ((300, 12_000), (3_000, 1_500), (15_000, 1_500))
+# A point has a share in the mixture of the dual from here on.
+_SHARE = 1e-7
 
 
-def by_branching(bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, bound: float) -> float:
+def by_branching(
+    bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, bound: float, most: int
+) -> float:
     """A bound, at most the given one; the bundle learns the best assignments met.
 
     Args:
         bundle: of the whole problem.
         dual: prices and bound to start from.
-        budgets: [1].
+        budgets: [K].
         gap: relative, at which to stop.
         bound: of the whole problem, as known before.
+        most: parts that are looked at, at most.
     """
     number = count()
     parts: list[tuple[float, int, Bundle, Dual]] = [(-bound, next(number), bundle, dual)]
     closed = -np.inf
-    while parts and next(number) < _PARTS:
-        bound = max(closed, -parts[0][0])
-        if bound <= goal_of(bundle, budgets, gap, bound):
+    for _ in range(most):
+        bound = max(closed, -parts[0][0]) if parts else closed
+        if not parts or bound <= goal_of(bundle, budgets, gap, bound):
             break
         above, _, part, dual = heapq.heappop(parts)
-        below = min(-above, _by_labels(part, dual, bundle, budgets, gap, bound))
-        cut = None
-        if below > max(goal_of(bundle, budgets, gap, bound), closed):
-            cut = _where_to_split(part, dual, budgets)
-        if cut is None:
+        ceiling = ceilings(part.sweep(dual.prices), dual)
+        below = min(-above, _by_labels(part, dual, ceiling, bundle, budgets, gap, bound))
+        goal = goal_of(bundle, budgets, gap, bound)
+        if below <= max(goal, closed):
             closed = max(closed, below)
             continue
-        for model in _halves(part.model, *cut):
-            half = Bundle(model)
-            if not half.possible:
-                continue
+        # What cannot reach the goal may go; what is left is smaller, and split the same.
+        closed = max(closed, goal)
+        halves = list(_halves(part, keep(part.model, ceiling, goal), budgets))
+        halves = halves or list(_halves(part, part.model, budgets))
+        if not halves:
+            closed = max(closed, below)
+        for half in filter(lambda half: half.possible, map(Bundle, halves)):
             half.evaluate(dual.prices)
             slack = goal_of(bundle, budgets, gap, bound) - bundle.worth(budgets)
             better = half.minimise(budgets, slack / 10)
             if (found := half.incumbent(budgets)) is not None:
                 bundle.learn(found)
-            heapq.heappush(parts, (-min(below, better.bound), next(number), half, better))
+            if better.bound > -np.inf:
+                heapq.heappush(parts, (-min(below, better.bound), next(number), half, better))
     return max(closed, *(-part[0] for part in parts), bundle.worth(budgets))
 
 
 def _by_labels(
-    part: Bundle, dual: Dual, bundle: Bundle, budgets: IntArray, gap: float, bound: float
+    part: Bundle,
+    dual: Dual,
+    ceiling: FloatArray,
+    bundle: Bundle,
+    budgets: IntArray,
+    gap: float,
+    bound: float,
 ) -> float:
     """A bound of the part, from labels; at least what would be close enough."""
-    if dual.bound == -np.inf:
-        return dual.bound
     below = dual.bound
-    ceiling = ceilings(part.sweep(dual.prices), dual)
-    for width in _WIDTHS:
-        target = max(goal_of(bundle, budgets, gap, bound), highest(ceiling, _ENTRIES))
+    for width, entries in _ATTEMPTS:
+        goal = goal_of(bundle, budgets, gap, bound)
+        target = max(goal, highest(ceiling, entries))
         if below <= target:
             break
         reduced = keep(part.model, ceiling, target)
-        answer = best_within(reduced, int(budgets[0]), float(dual.prices[0]), target, width)
+        answer = best_within(reduced, budgets, dual.prices, target, width)
         below = min(below, answer.bound)
-        if answer.point is None:  # too far from the optimum: halves are worth more than labels
+        if answer.point is not None:
+            bundle.learn(answer.point)
+        elif target > goal:  # too far from the optimum: halves are worth more than labels
             break
-        bundle.learn(answer.point)
     return below
 
 
-def _where_to_split(part: Bundle, dual: Dual, budgets: IntArray) -> tuple[int, int] | None:
-    """The choice, and the last option of its lower half, in which the points of the dual differ."""
-    low, high = _sides(part, dual, budgets)
-    if low is None or high is None:
-        return None
-    tables = np.zeros(len(low.option), dtype=np.int64)
-    for table in part.model.tables:
+def _halves(part: Bundle, model: Model, budgets: IntArray) -> Iterator[Model]:
+    """The model of a part in two, where the points of the dual's mixture differ; or nothing."""
+    weight = part.mixture(budgets)
+    mixed = [p.option for p, w in zip(part.points, weight, strict=True) if w > _SHARE]
+    if not mixed:
+        return
+    low, high = np.min(mixed, axis=0), np.max(mixed, axis=0)
+    tables = np.zeros(len(low), dtype=np.int64)
+    for table in model.tables:
         tables[list(table.scope)] += 1
-    differ = np.flatnonzero((low.option != high.option) & (tables > 0))
-    if not len(differ):
-        return None
-    choice = int(differ[tables[differ].argmax()])
-    ends = sorted((int(low.option[choice]), int(high.option[choice])))
-    options = part.model.options[choice]
-    between = options[(options >= ends[0]) & (options < ends[1])]
-    return choice, int(between[(len(between) - 1) // 2])
-
-
-def _sides(part: Bundle, dual: Dual, budgets: IntArray) -> tuple[Point | None, Point | None]:
-    """The points nearest to the bound at its price, within the budget and over it."""
-
-    def relaxed(point: Point) -> float:
-        return point.value - float(dual.prices @ point.use)
-
-    inside = [point for point in part.points if (point.use <= budgets).all()]
-    outside = [point for point in part.points if (point.use > budgets).any()]
-    return max(inside, key=relaxed, default=None), max(outside, key=relaxed, default=None)
-
-
-def _halves(model: Model, choice: int, last: int) -> list[Model]:
-    """The model with the options of a choice up to `last`, and with those after it."""
-    halves = []
-    for side in (model.options[choice] <= last, model.options[choice] > last):
-        kept = [np.ones(size, dtype=bool) for size in model.sizes]
-        kept[choice] = side
-        halves.append(restrict(model, kept))
-    return halves
+    for choice in np.argsort(-tables, kind="stable"):
+        options = model.options[choice]
+        between = options[(options >= low[choice]) & (options < high[choice])]
+        if not tables[choice] or not len(between):
+            continue
+        lower = options <= between[(len(between) - 1) // 2]
+        if lower.all():
+            continue
+        for side in (lower, ~lower):
+            kept = [np.ones(size, dtype=bool) for size in model.sizes]
+            kept[choice] = side
+            yield restrict(model, kept)
+        return

@@ -7,8 +7,7 @@ worth more than max(v, t): the optimum is found as soon as v >= t, and otherwise
 down to t.  So t is chosen for the *size* of what remains, small first, and no good incumbent is
 needed; the incumbent only ends the descent, at the target that already proves it.
 
-With one budget, `branch` does this in parts, by labels; with several, or if these are too many,
-branch and cut solves what remains (`polytope`).
+The assignments that the prices favour are tried first; then `branch` does the above in parts.
 """
 
 from __future__ import annotations
@@ -17,98 +16,49 @@ import math
 
 from fxprune.solver.branch import by_branching
 from fxprune.solver.dual import ROUNDING, Bundle, Dual
-from fxprune.solver.elimination import Sweep
 from fxprune.solver.model import Point
-from fxprune.solver.polytope import maximum_within
-from fxprune.solver.problem import FloatArray, IntArray
-from fxprune.solver.reduction import ceilings, goal_of, highest, keep
+from fxprune.solver.problem import IntArray
+from fxprune.solver.reduction import goal_of
 
 # Assignments tried, in the order in which the prices favour them.
 _ASSIGNMENTS = 100
-# Entries of the tables left for branch and cut, one attempt after the other.
-_ENTRIES = (100, 200, 400, 800, 1_600, 6_400, 25_000)
 
 
 def close(
-    bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, nodes: int
+    bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, parts: int
 ) -> tuple[float, Point | None]:
     """A bound and the best assignment within the budgets, no more than the gap apart.
 
-    They are further apart only if the last attempt was still too small, or met the node limit.
-    A bound of -inf proves that nothing is within the budgets.
+    They are further apart only if there were more parts to look at.  A bound of -inf proves that
+    nothing is within the budgets.
 
     Args:
         bundle: in which the dual was found; learns what is found here.
         dual: prices and bound to start from.
         budgets: [K].
         gap: relative.
-        nodes: of branch and cut, per attempt.
+        parts: to look at when branching, at most.
     """
     bound = dual.bound
     if bound == -math.inf:
         return bound, None
-    sweep = bundle.sweep(dual.prices)
     if bound > goal_of(bundle, budgets, gap, bound):
-        bound = _enumerate(bundle, sweep, budgets, bound, bundle.worth(budgets))
-    if bound <= goal_of(bundle, budgets, gap, bound):
-        return bound, bundle.incumbent(budgets)
-    if len(budgets) == 1:
-        bound = by_branching(bundle, dual, budgets, gap, bound)
-    ceiling: FloatArray | None = None
-    for entries in _ENTRIES:
-        if bound <= (goal := goal_of(bundle, budgets, gap, bound)):
-            break
-        if ceiling is None:
-            ceiling = ceilings(sweep, dual)
-        target = max(goal, highest(ceiling, entries))
-        reduced = Bundle(keep(bundle.model, ceiling, target))
-        below = _close_reduced(reduced, budgets, target, goal - bundle.worth(budgets), nodes)
-        bound = min(bound, max(below, target))
-        if (found := reduced.incumbent(budgets)) is not None:
-            bundle.learn(found)
+        bound = _enumerate(bundle, dual, budgets)
+    if bound > goal_of(bundle, budgets, gap, bound):
+        bound = by_branching(bundle, dual, budgets, gap, bound, parts)
     return bound, bundle.incumbent(budgets)
 
 
-def _enumerate(
-    bundle: Bundle, sweep: Sweep, budgets: IntArray, bound: float, target: float
-) -> float:
+def _enumerate(bundle: Bundle, dual: Dual, budgets: IntArray) -> float:
     """Bound after trying the assignments that the prices favour; the bundle learns the best.
 
-    These are all that are worth the target within the budgets, if they are few enough.  `bound`
-    must be the one at the prices of the sweep.
+    These are all that are worth as much as the incumbent within the budgets, if they are few.
     """
-    model = bundle.model
-    window = bound - target + ROUNDING * model.magnitude
-    options, complete = sweep.near(window, _ASSIGNMENTS)
+    model, worth = bundle.model, bundle.worth(budgets)
+    window = dual.bound - worth + ROUNDING * model.magnitude
+    options, complete = bundle.sweep(dual.prices).near(window, _ASSIGNMENTS)
     value, use = model.measure(options)
     value[(use > budgets).any(axis=1)] = -math.inf
     if len(value) and value.max() > -math.inf:
         bundle.learn(model.point(options[value.argmax()]))
-    if not complete:
-        return bound
-    return max(target, bundle.worth(budgets))
-
-
-def _close_reduced(
-    bundle: Bundle, budgets: IntArray, target: float, gap: float, nodes: int
-) -> float:
-    """Bound of a reduced model, `gap` above what the bundle then knows, or below the target."""
-    dual = bundle.minimise(budgets, gap)
-    bound = dual.bound
-    if bound == -math.inf:
-        return bound
-    sweep = bundle.sweep(dual.prices)
-    for exactly in (False, True):
-        worth = bundle.worth(budgets)
-        if bound < target or bound <= worth + gap:
-            break
-        if not exactly:
-            bound = _enumerate(bundle, sweep, budgets, bound, max(target, worth))
-            continue
-        target = max(target, worth + gap)
-        reduced = keep(bundle.model, ceilings(sweep, dual), target)
-        answer = maximum_within(reduced, budgets, gap, nodes)
-        bound = min(bound, max(answer.bound, target))
-        if answer.point is not None:
-            bundle.learn(answer.point)
-    return bound
+    return bundle.worth(budgets) if complete else dual.bound

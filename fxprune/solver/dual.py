@@ -141,6 +141,19 @@ class Bundle:
                 break
         return self.best(budgets)
 
+    def mixture(self, budgets: IntArray) -> FloatArray:
+        """Weights [points] of the mixture within the budgets that is worth most; 0 without one."""
+        use = np.array([point.use - budgets for point in self.points], dtype=np.float64)
+        value = np.array([point.value for point in self.points])
+        result = linprog(
+            (value.max() - value) / max(float(np.ptp(value)), np.finfo(float).tiny),
+            A_ub=(use / np.maximum(np.abs(use).max(axis=0), 1.0)).T,
+            b_ub=np.zeros(len(budgets)),
+            A_eq=np.ones((1, len(use))),
+            b_eq=np.ones(1),
+        )
+        return np.zeros(len(use)) if result.x is None else np.asarray(result.x, dtype=np.float64)
+
 
 def _slope(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:
     """Slope [1] and height of the upper hull of (use, value) at use 0: `_master` for one budget."""
@@ -148,8 +161,9 @@ def _slope(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:
     run = use[outside, 0] - use[inside, 0, None]
     rise = value[outside] - value[inside, None]
     crossing = value[inside, None] - use[inside, 0, None] * rise / run
-    best = np.unravel_index(int(crossing.argmax()), crossing.shape)
-    return np.array([max(0.0, rise[best] / run[best])]), float(crossing[best])
+    i = int(crossing.max(axis=1).argmax())
+    # A point that uses all of the budget crosses there at every slope, and none may lie above.
+    return np.array([max(0.0, float((rise[i] / run[i]).max()))]), float(crossing[i].max())
 
 
 def _master(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:

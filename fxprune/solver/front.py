@@ -16,21 +16,21 @@ from fxprune.solver.reduction import allowance
 from fxprune.solver.solution import Solution, Status, measure
 
 GAP = 1e-4
-NODES = 5_000
+PARTS = 200
 
 
-def solve(problem: Problem, *, gap: float = GAP, nodes: int = NODES) -> Solution:
+def solve(problem: Problem, *, gap: float = GAP, parts: int = PARTS) -> Solution:
     """The best assignment within all budgets, with a certificate.
 
     Args:
         problem: see `Problem`.
         gap: relative; the answer is called optimal once bound and value are this close.
-        nodes: how far branch and cut may go in each attempt to close the gap.
+        parts: how many parts of the problem branching may look at to close the gap.
 
     Raises:
         InputError: the choices are too entangled for elimination, or the gap is no number >= 0.
     """
-    return Solver(problem, gap=gap, nodes=nodes).at(problem.budgets)
+    return Solver(problem, gap=gap, parts=parts).at(problem.budgets)
 
 
 def front(
@@ -38,7 +38,7 @@ def front(
     budgets: Sequence[int | tuple[int, ...]],
     *,
     gap: float = GAP,
-    nodes: int = NODES,
+    parts: int = PARTS,
 ) -> list[Solution]:
     """`solve` at each of the budgets in place of the problem's own.
 
@@ -48,12 +48,12 @@ def front(
         problem: see `Problem`.
         budgets: for every point one integer (if the problem has one budget) or a tuple of K.
         gap: relative, see `solve`.
-        nodes: see `solve`.
+        parts: see `solve`.
 
     Raises:
         InputError: as `solve`, or a point has the wrong number of budgets.
     """
-    solver = Solver(problem, gap=gap, nodes=nodes)
+    solver = Solver(problem, gap=gap, parts=parts)
     points = [whole(b if isinstance(b, tuple) else (b,)) for b in budgets]
     # Ascending, because an answer for a smaller budget is also one for a larger.
     solutions = {point: solver.at(point) for point in sorted(set(points))}
@@ -63,14 +63,14 @@ def front(
 class Solver:
     """A problem under changing budgets; what one answer teaches, the next one uses."""
 
-    def __init__(self, problem: Problem, *, gap: float = GAP, nodes: int = NODES) -> None:
+    def __init__(self, problem: Problem, *, gap: float = GAP, parts: int = PARTS) -> None:
         if not (math.isfinite(gap) and gap >= 0):
             raise InputError(
                 f"The gap must be a number from 0 on, not {gap}",
                 "This is an argument of the allocation solver",
                 "Use for example gap=1e-4",
             )
-        self._problem, self._gap, self._nodes = problem, gap, nodes
+        self._problem, self._gap, self._parts = problem, gap, parts
         self._bundle = Bundle(model_of(problem))
 
     def at(self, budgets: tuple[int, ...]) -> Solution:
@@ -87,7 +87,7 @@ class Solver:
         # The prices need not be exact: a tenth of the gap is left to them.
         slack = allowance(self._gap / 10, bundle.best(limits).bound, bundle.worth(limits))
         dual = bundle.minimise(limits, slack)
-        bound, best = close(bundle, dual, limits, self._gap, self._nodes)
+        bound, best = close(bundle, dual, limits, self._gap, self._parts)
         floor = tuple(int(least) for least in bundle.floor)
         prices = tuple(float(price) for price in dual.prices)
         if best is None:

@@ -1,11 +1,13 @@
 """A reduced model as a tree of joins: tables are combined two by two, and choices projected out.
 
 Elimination in the same sense as `elimination`, but in steps of two tables and over the allowed
-combinations only, so that a search (`labels`) can carry several candidates per combination.
+combinations only, so that a search (`within`) can carry several candidates per combination.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,12 +54,20 @@ class Join:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
-    """Leaves and joins, children first; the last one looks at nothing any more."""
+    """Leaves and joins, children first.
+
+    The roots, of which the first is an empty leaf, look at nothing any more: what no table connects
+    stays apart.
+    """
 
     nodes: tuple[Leaf | Join, ...]
+    roots: tuple[int, ...]
 
-    def contexts(self, price: FloatArray) -> list[FloatArray]:
-        """For every row of every node, the most that the rest adds, [r], at prices [K]."""
+    def contexts(self, price: FloatArray) -> tuple[list[FloatArray], FloatArray]:
+        """The most that the rest adds to every row of every node, [r], and the most of each root.
+
+        At prices [K].
+        """
         inside: list[FloatArray] = []
         for node in self.nodes:
             if isinstance(node, Leaf):
@@ -68,7 +78,9 @@ class Tree:
             np.maximum.at(best, node.out, pairs)
             inside.append(best)
         around = [np.full(len(node.rows), -np.inf) for node in self.nodes]
-        around[-1][:] = 0.0
+        tops = np.array([inside[root].max(initial=-np.inf) for root in self.roots])
+        for i, root in enumerate(self.roots):
+            around[root][:] = np.delete(tops, i).sum()
         for i in reversed(range(len(self.nodes))):
             node = self.nodes[i]
             if isinstance(node, Join):
@@ -77,7 +89,7 @@ class Tree:
                 right = above + inside[node.left][node.left_row]
                 np.maximum.at(around[node.left], node.left_row, left)
                 np.maximum.at(around[node.right], node.right_row, right)
-        return around
+        return around, tops
 
 
 def tree_of(model: Model) -> Tree | None:
@@ -92,36 +104,39 @@ def tree_of(model: Model) -> Tree | None:
         rows = np.argwhere(allowed) if table.rows is None else table.rows[allowed]
         rows = rows.astype(np.int64)
         nodes.append(Leaf(table.scope, rows, table.value[allowed], table.cost[:, allowed]))
-    live = set(range(1, len(nodes)))
+    roots = {i for i, node in enumerate(nodes) if not node.scope}
+    live = set(range(len(nodes))) - roots
+    # How many assignments stand behind a node, as a logarithm: equals are joined, as in a
+    # tournament, so that lists grow late.
+    weight = [math.log(max(len(node.rows), 1)) for node in nodes]
     while live:
         choice = _cheapest(nodes, live, model.sizes)
-        inputs = [i for i in live if choice in nodes[i].scope] if choice is not None else [*live]
+        inputs = [i for i in live if choice in nodes[i].scope]
         live.difference_update(inputs)
-        # Small and alike first: what meets in one choice only is added up over that choice alone.
-        inputs.sort(key=lambda i: (len(nodes[i].scope), nodes[i].scope, len(nodes[i].rows)))
         if len(inputs) == 1:
             inputs.append(0)
-        first, *others = inputs
-        for i in others:
-            gone = choice if i == others[-1] else None
-            joined = _join(nodes, first, i, gone, model.sizes)
+        # Small and alike first: what meets in one choice only is added up over that choice alone.
+        queue = [(len(nodes[i].scope), nodes[i].scope, weight[i], i) for i in inputs]
+        heapq.heapify(queue)
+        while len(queue) > 1:
+            (*_, left), (*_, right) = heapq.heappop(queue), heapq.heappop(queue)
+            joined = _join(nodes, left, right, None if queue else choice, model.sizes)
             if joined is None:
                 return None
             nodes.append(joined)
+            weight.append(weight[left] + weight[right])
             first = len(nodes) - 1
-        if choice is not None:
-            live.add(first)
-    return Tree(tuple(nodes))
+            heapq.heappush(queue, (len(joined.scope), joined.scope, weight[first], first))
+        (live if nodes[first].scope else roots).add(first)
+    return Tree(tuple(nodes), tuple(sorted(roots)))
 
 
-def _cheapest(nodes: Sequence[Leaf | Join], live: set[int], sizes: tuple[int, ...]) -> int | None:
-    """The choice that looks at the fewest combinations; None if no table has a choice left."""
+def _cheapest(nodes: Sequence[Leaf | Join], live: set[int], sizes: tuple[int, ...]) -> int:
+    """The choice that looks at the fewest combinations."""
     around: dict[int, set[int]] = {}
     for i in live:
         for v in nodes[i].scope:
             around.setdefault(v, set()).update(nodes[i].scope)
-    if not around:
-        return None
     return min(around, key=lambda v: (np.prod([float(sizes[u]) for u in around[v]]), v))
 
 

@@ -1,216 +1,147 @@
-"""The optimum of a reduced model under one budget, by labels: partial assignments worth going on.
+"""Labels: partial assignments worth going on, one list per node of a tree of joins.
 
-Along a tree of joins (`join`) every combination keeps a list of labels (value, cost).  A label goes
-if another is worth no less and costs no more, or if even its best completion stays below the
-target.  Networks repeat their blocks, so that exchanging the widths of two blocks changes little:
-branch and cut looks at all of these exchanges, dominance leaves one.
+A label goes if another of its row is worth no less and costs no more.  Networks repeat their
+blocks, so that exchanging the widths of two blocks changes little: a search over assignments looks
+at all of these exchanges, dominance leaves one.
 
-What an incomplete label can still become is bounded at several prices at once.  If there are too
-many labels, those with the lowest bounds go, and the largest of their bounds joins the certificate.
-
-Desrochers and Soumis, A generalized permanent labelling algorithm, 1988; Bergman et al., Discrete
-optimization with decision diagrams, 2016 (restriction to a width, bounds of what was left out).
+Desrochers and Soumis, A generalized permanent labelling algorithm, 1988.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.solver.dual import ROUNDING
-from fxprune.solver.join import Join, Leaf, Tree, tree_of
-from fxprune.solver.listed import ranges
-from fxprune.solver.model import Model
-from fxprune.solver.polytope import Answer
 from fxprune.solver.problem import FloatArray, IntArray
 
-# The prices at which completions are bounded, relative to the best one.  The rest of the network,
-# seen from one label, is better off at another price than the whole.
-_PRICES = (1.0, 0.85, 1.2, 0.7, 1.5)
-# Pairs of labels looked at together, and in one join at most.
-_CHUNK = 1 << 18
-_MOST_PAIRS = 1 << 20
+# A label is compared with so many of the best in its own cell and in each next to it.  The width of
+# a cell, in units of value, relative to the window: what dominates can differ by a window at most.
+_COMPARED = 3
+_CELL = 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Labels:
-    """Labels of one node.
+class Labels:
+    """Labels of one node, rows ascending.
 
     Attributes:
         row: [n], the combination of the node that each is for.
         value: [n].
-        cost: [n].
+        cost: [K, n], whole numbers.
         left, right: [n], where it comes from: labels of the nodes joined, or a leaf's row.
+        bound: [n], what the best completion within the budgets is worth at most.
     """
 
     row: IntArray
     value: FloatArray
-    cost: IntArray
+    cost: FloatArray
     left: IntArray
     right: IntArray
+    bound: FloatArray
 
-    def at(self, place: IntArray | npt.NDArray[np.bool_]) -> _Labels:
+    def at(self, place: IntArray | npt.NDArray[np.bool_]) -> Labels:
         """Those at the given places."""
-        return _Labels(
+        return Labels(
             self.row[place],
             self.value[place],
-            self.cost[place],
+            self.cost[:, place],
             self.left[place],
             self.right[place],
+            self.bound[place],
         )
 
-
-def best_within(model: Model, budget: int, price: float, target: float, width: int) -> Answer:
-    """The best assignment of the model within its one budget, if it is worth the target.
-
-    Args:
-        model: already reduced.
-        budget: for the model's use including its base cost.
-        price: near the best one of the dual.
-        target: what is worth less is not looked for.
-        width: labels kept per node.
-
-    Returns:
-        What was found, and a bound, at least the target, on every value within the budget.
-    """
-    tree = tree_of(model)
-    if tree is None:
-        return Answer(None, math.inf)
-    search = _Search(tree, model, budget, price, target, width)
-    option = search.run()
-    point = None if option is None else model.point(option)
-    return Answer(point, max(target, search.lost, -math.inf if point is None else point.value))
+    def less(self, prices: FloatArray) -> FloatArray:
+        """Value minus priced cost [n], without waking up the threads of a BLAS."""
+        relaxed = self.value.copy()
+        for price, cost in zip(prices, self.cost, strict=True):
+            if price:
+                relaxed -= price * cost
+        return relaxed
 
 
-class _Search:
-    """One pass over a tree; `lost` is the largest bound of a label dropped for want of width."""
-
-    def __init__(
-        self, tree: Tree, model: Model, budget: int, price: float, target: float, width: int
-    ) -> None:
-        self.lost = -math.inf
-        self._tree, self._model, self._width = tree, model, width
-        self._target = target - ROUNDING * model.magnitude
-        self._room = budget - int(model.base_cost[0])
-        self._prices = [price * share for share in _PRICES]
-        # Per price and node: what the rest and the room left add to a label of each row, at most.
-        self._rest = [
-            [
-                around + (p * self._room + model.base_value)
-                for around in tree.contexts(np.array([p]))
-            ]
-            for p in self._prices
-        ]
-
-    def run(self) -> IntArray | None:
-        """The options [choices] of the best assignment found."""
-        found: list[_Labels] = []
-        for number, node in enumerate(self._tree.nodes):
-            if isinstance(node, Leaf):
-                made = _leaf(node)
-            else:
-                self._limit(node, found)
-                made = _pairs(node, found)
-            kept = [labels.at(self._bound(number, labels) >= self._target) for labels in made]
-            labels = _undominated(_together(kept))
-            found.append(self._narrow(number, labels, len(node.rows) + self._width))
-        root = found[-1]
-        inside = np.flatnonzero(root.cost <= self._room)
-        if not len(inside):
-            return None
-        return self._options(found, int(inside[root.value[inside].argmax()]))
-
-    def _bound(self, number: int, labels: _Labels) -> FloatArray:
-        """What the best completion of each label within the budget is worth at most."""
-        bounds = (
-            labels.value - price * labels.cost + rest[number][labels.row]
-            for price, rest in zip(self._prices, self._rest, strict=True)
-        )
-        return reduce(np.minimum, bounds)
-
-    def _narrow(self, number: int, labels: _Labels, width: int) -> _Labels:
-        """As many of the labels as the width allows, by their bounds."""
-        if len(labels.row) <= width:
-            return labels
-        bound = self._bound(number, labels)
-        order = np.argpartition(bound, -width)
-        self.lost = max(self.lost, float(bound[order[:-width]].max()))
-        return labels.at(np.sort(order[-width:]))
-
-    def _limit(self, node: Join, found: list[_Labels]) -> None:
-        """Narrows the labels that meet in a join, until their pairs are not too many."""
-        while _count(node, found).sum() > _MOST_PAIRS:
-            larger = max(node.left, node.right, key=lambda i: len(found[i].row))
-            found[larger] = self._narrow(larger, found[larger], len(found[larger].row) // 2)
-
-    def _options(self, found: list[_Labels], best: int) -> IntArray:
-        """The assignment that the root's label `best` stands for."""
-        option = np.zeros(len(self._model.sizes), dtype=np.int64)
-        open_ = [(len(found) - 1, best)]
-        while open_:
-            number, label = open_.pop()
-            node, labels = self._tree.nodes[number], found[number]
-            if isinstance(node, Leaf):
-                option[list(node.scope)] = node.rows[labels.left[label]]
-                continue
-            open_.append((node.left, int(labels.left[label])))
-            open_.append((node.right, int(labels.right[label])))
-        return option
-
-
-def _leaf(node: Leaf) -> Iterator[_Labels]:
-    row = np.arange(len(node.rows))
-    yield _Labels(row, node.value, node.cost[0], row, row)
-
-
-def _count(node: Join, found: list[_Labels]) -> IntArray:
-    """How many pairs of labels meet in each combination [e] of a join."""
-    left, right = found[node.left], found[node.right]
-    first = np.bincount(left.row, minlength=int(node.left_row.max(initial=-1)) + 1)
-    second = np.bincount(right.row, minlength=int(node.right_row.max(initial=-1)) + 1)
-    return np.asarray(first[node.left_row] * second[node.right_row])
-
-
-def _pairs(node: Join, found: list[_Labels]) -> Iterator[_Labels]:
-    """All pairs of labels that meet in a join, in chunks; the rows of `found` ascend."""
-    left, right = found[node.left], found[node.right]
-    first, last = (np.searchsorted(left.row, node.left_row, side) for side in ("left", "right"))
-    begin, end = (np.searchsorted(right.row, node.right_row, side) for side in ("left", "right"))
-    # Every label on the left, with the combination in which it meets a range of labels.
-    entry, one = ranges(first, last)
-    count = (end - begin)[entry]
-    chunk = (np.cumsum(count) - count) // _CHUNK
-    for part in np.split(np.arange(len(entry)), np.flatnonzero(np.diff(chunk)) + 1):
-        i, other = ranges(begin[entry[part]], end[entry[part]])
-        mine, row = one[part][i], node.out[entry[part]][i]
-        value, cost = left.value[mine] + right.value[other], left.cost[mine] + right.cost[other]
-        yield _Labels(row, value, cost, mine, other)
-
-
-def _together(parts: list[_Labels]) -> _Labels:
-    return _Labels(
+def together(parts: Sequence[Labels]) -> Labels:
+    """All of them, in no order of rows."""
+    return Labels(
         row=np.concatenate([part.row for part in parts]),
         value=np.concatenate([part.value for part in parts]),
-        cost=np.concatenate([part.cost for part in parts]),
+        cost=np.concatenate([part.cost for part in parts], axis=1),
         left=np.concatenate([part.left for part in parts]),
         right=np.concatenate([part.right for part in parts]),
+        bound=np.concatenate([part.bound for part in parts]),
     )
 
 
-def _undominated(labels: _Labels) -> _Labels:
-    """Without labels that another of the same row matches in value and in cost; rows ascending."""
+def undominated(labels: Labels, prices: FloatArray, window: float) -> Labels:
+    """Without labels that another of the same row matches in value and in every priced cost.
+
+    With one price none of these stays.  With several, a label is compared with those that cost
+    about as much and are worth most.
+
+    Args:
+        labels: in any order.
+        prices: [K]; costs without a price are left out of the comparison.
+        window: what labels may lack to the best of all completions.
+
+    Returns:
+        The labels that stay, rows ascending.
+    """
     if (labels.row[1:] > labels.row[:-1]).all():
         return labels
+    (priced,) = np.nonzero(prices)
+    if len(priced) < 2:
+        stays = _stairs(labels, labels.cost[priced].sum(axis=0))
+    else:
+        stays = _best_of_cells(labels, prices, priced, window)
+    return labels.at(stays)
+
+
+def _stairs(labels: Labels, cost: FloatArray) -> IntArray:
+    """The labels that are worth more than all of their row that cost no more."""
     _, rank = np.unique(labels.value, return_inverse=True)
-    order = np.lexsort((-rank, labels.cost, labels.row))
-    # By rising cost, what stays is worth more than all before it.  Later rows stand higher.
+    order = np.lexsort((-rank, cost, labels.row))
+    # Later rows stand higher, so that one running maximum does for all.
     height = rank[order] + labels.row[order] * len(rank)
     highest = np.maximum.accumulate(height)
     stays = np.ones(len(order), dtype=bool)
     stays[1:] = height[1:] > highest[:-1]
-    return labels.at(order[stays])
+    return np.asarray(order[stays])
+
+
+def _best_of_cells(labels: Labels, prices: FloatArray, priced: IntArray, window: float) -> IntArray:
+    """The labels that none of the best in their cell, and in those next to it, dominates.
+
+    Cells divide the priced costs of each row.  What dominates a label costs no more, so it lies in
+    the same cell or towards lower costs.
+    """
+    costs = labels.cost[priced]
+    height = (costs - costs.min(axis=1)[:, None]) * prices[priced][:, None]
+    bits = max(1, (62 - int(labels.row.max() + 1).bit_length()) // len(priced))
+    least = max(float(height.max()), np.finfo(float).tiny) / 2 ** (bits - 1)
+    # One number per cell; each cost has its bits, and begins at 1 so that a step down is in there.
+    cell = labels.row
+    for line in height:
+        cell = (cell << bits) + 1 + (line / max(window * _CELL, 1.001 * least)).astype(np.int64)
+    order = np.lexsort((-labels.less(prices), cell))
+    cell, value, costs = cell[order], labels.value[order], costs[:, order]
+    fresh = np.concatenate([[True], cell[1:] > cell[:-1]])
+    start, number = np.flatnonzero(fresh), np.cumsum(fresh) - 1
+    size, names = np.diff(np.append(start, len(cell))), cell[start]
+    beaten = np.zeros(len(cell), dtype=bool)
+    for move in product((0, 1), repeat=len(priced)):
+        wanted = names - sum(step << (bits * i) for i, step in enumerate(move))
+        there = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+        for place in range(_COMPARED):
+            exists = (names[there] == wanted) & (size[there] > place)
+            mine = np.flatnonzero(exists[number] & ~beaten)
+            other = start[there[number[mine]]] + place
+            # In a cell, what dominates comes first; of equals, the first stays.
+            worse = (value[other] >= value[mine]) & (other < mine if not any(move) else True)
+            for line in costs:
+                worse &= line[other] <= line[mine]
+            beaten[mine[worse]] = True
+    stays = np.sort(order[~beaten])
+    return np.asarray(stays[np.argsort(labels.row[stays], kind="stable")])
