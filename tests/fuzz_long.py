@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 
-from fxprune.passes import infer
+from fxprune.passes import tracker
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.export import capture_by_export
 from fxprune.passes.rules import RULES
@@ -44,8 +44,8 @@ def by_export(model: nn.Module, inputs: tuple[Any, ...]) -> Captured:
 CAPTURES: dict[str, How] = {"default": capture, "export": by_export}
 
 
-# The CPU splits `linear` into matrix products before a rule sees it; some devices keep it whole.
-ON_OTHER_DEVICES = frozenset({"contraction.linear"})
+# The CPU splits these into smaller operators before a rule sees them; some devices keep them whole.
+ON_OTHER_DEVICES = frozenset({"contraction.linear", "recurrent.fused_cell"})
 
 
 def name_of(rule: Rule) -> str:
@@ -71,11 +71,11 @@ class CountingRules:
 def counted_rules() -> Iterator[CountingRules]:
     """Count the rules that inference applies inside."""
     counting = CountingRules()
-    infer.RULES, before = counting, infer.RULES  # type: ignore[assignment]
+    tracker.RULES, before = counting, tracker.RULES  # type: ignore[assignment]
     try:
         yield counting
     finally:
-        infer.RULES = before
+        tracker.RULES = before
 
 
 @dataclass

@@ -21,6 +21,7 @@ from fxprune.axes import Atom, Axes, atoms, kept_positions
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.infer import Analysis, Group, infer, named_tensors
+from fxprune.passes.regions import SWITCHES
 from fxprune.passes.rules import tensors
 from fxprune.passes.slim import slim
 from fxprune.passes.verify import UNINITIALISED, Verification, verify
@@ -291,11 +292,18 @@ def _reordered(tensor: Tensor, axes: Axes, order: Mapping[Atom, Any]) -> Tensor:
     return tensor
 
 
+class _Runner(fx.Interpreter):
+    """Leaves autocast alone: graphs that are run in turns would switch it for each other."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        return None if n.target in SWITCHES else super().run_node(n)
+
+
 def _lockstep(
     left: fx.GraphModule, right: fx.GraphModule, inputs: tuple[Any, ...]
 ) -> Iterator[tuple[fx.Node, Any, Any]]:
     """Both modules node by node; they have the same graph."""
-    runners = [fx.Interpreter(module) for module in (left, right)]
+    runners = [_Runner(module) for module in (left, right)]
     for runner in runners:
         runner.args_iter = iter(tree_map_only(Tensor, torch.clone, inputs))
     for mine, theirs in zip(left.graph.nodes, right.graph.nodes, strict=True):
@@ -330,7 +338,7 @@ MIXING = frozenset(
 CREATING = frozenset(
     """
     zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
-    expand expand_as broadcast_to repeat_interleave masked_fill unfold
+    expand expand_as broadcast_to repeat_interleave masked_fill unfold max_unpool2d
     """.split()  # noqa: SIM905
 )
 
@@ -350,10 +358,10 @@ def _taint(case: Case, group: Group, position: int) -> None:
     module = case.captured.module
     tainted = copy.deepcopy(module)
     for name, tensor in named_tensors(tainted):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.is_complex():
             spot = predicted(tuple(tensor.shape), case.analysis.tensors[name], group, position)
-            tensor.data[spot] = float("nan")
-    clean, dirty = fx.Interpreter(module), fx.Interpreter(tainted)
+            tensor.data[spot] = _nan(tensor)
+    clean, dirty = _Runner(module), _Runner(tainted)
     for runner in (clean, dirty):
         runner.args_iter = iter(tree_map_only(Tensor, torch.clone, case.captured.example_inputs))
     for mine, theirs in zip(module.graph.nodes, tainted.graph.nodes, strict=True):
@@ -367,17 +375,22 @@ def _taint(case: Case, group: Group, position: int) -> None:
         what = f"NaN at position {position} of {group.name}, at {mine.name}"
         for index, axes in enumerate(case.analysis.values[mine.name]):
             want, got = tensors(good)[index], tensors(bad)[index]
-            if not got.is_floating_point():
+            if not (got.is_floating_point() or got.is_complex()):
                 continue
             spot = predicted(tuple(got.shape), axes, group, position)
             if _name(mine) in CREATING or _mixes(module, mine):
-                got.masked_fill_(spot, float("nan"))
+                got.masked_fill_(spot, _nan(got))
             found = got.isnan()
             assert bool((found | ~spot).all()), f"{what}: missing"
             if _mixes(module, mine):
                 got[found & ~spot] = want[found & ~spot]
             else:
                 assert not bool((found & ~spot).any()), f"{what}: spread further"
+
+
+def _nan(tensor: Tensor) -> Any:
+    nan = float("nan")
+    return complex(nan, nan) if tensor.is_complex() else nan
 
 
 def _apart(tensor: Tensor) -> Tensor:

@@ -192,3 +192,14 @@ def test_a_model_without_real_weights_is_refused():
         capture(model, image())
     with pytest.raises(InputError, match="not initialised"):
         capture(nn.Sequential(nn.LazyLinear(4)), torch.randn(2, 3))
+
+
+def test_one_tensor_given_for_two_arguments_stands_for_both():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return 2 * x + y
+
+    x, y = torch.tensor([[2.0], [3.0]]), torch.tensor([[5.0], [7.0]])
+    module, inputs = capture_by_export(Two(), (x, x), {})
+    assert len(inputs) == 2
+    assert module(x, y).tolist() == [[9.0], [13.0]]

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxprune.passes.fakes import Fakes, storage_of
-from fxprune.passes.infer import AxisTracker
+from fxprune.passes.tracker import AxisTracker
 
 aten = torch.ops.aten
 CALLS = {

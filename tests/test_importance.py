@@ -45,6 +45,35 @@ def test_taylor_is_weight_times_gradient_per_batch():
     np.testing.assert_allclose(importance.weights["1.weight"], [[3.0, 1.0]])
 
 
+class BareWeights(nn.Module):
+    """Weights that no layer of its own multiplies, one of them scaled by what flows."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(8, 6))
+        self.scaled = nn.Parameter(torch.randn(6, 5))
+        self.cell, self.last = nn.GRUCell(5, 7), nn.Linear(7, 2)
+        self.added, self.gain = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        hidden = (torch.einsum("ni,io->no", x, self.up) + self.added) * self.gain
+        style = x.mean(1)[:, None, None]
+        out = torch.bmm((hidden @ self.down)[:, None], self.scaled[None] * style)[:, 0]
+        return self.last(self.cell(out))
+
+
+@pytest.mark.parametrize("by_gradients", [False, True])
+def test_whatever_is_multiplied_is_worth_something(by_gradients):
+    module, analysis = prepared(BareWeights(), torch.randn(4, 3))
+    if by_gradients:
+        data = [(torch.randn(4, 3), torch.zeros(4, 2))]
+        importance = taylor(module, analysis, data, nn.functional.mse_loss)
+    else:
+        importance = magnitude(module, analysis)
+    expected = {"up", "down", "scaled", "last.weight", "cell.weight_ih", "cell.weight_hh"}
+    assert set(importance.weights) == expected
+
+
 def test_equal_scores_keep_their_order():
     model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 1, bias=False))
     for layer in model:

@@ -128,6 +128,24 @@ def test_a_convolution_along_the_channels_keeps_them():
     assert inferred(AlongChannels(), torch.randn(1, 3, 4, 4)).groups == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_recurrent_layer_is_looked_into_whatever_kernel_the_backend_has_for_it(dtype):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.cell, self.last = (
+                nn.Linear(3, 6),
+                nn.LSTM(6, 7, batch_first=True),
+                nn.Linear(7, 2),
+            )
+
+        def forward(self, x):
+            return self.last(self.cell(self.first(x))[0])
+
+    analysis = inferred(Recurrent().to(dtype), torch.randn(4, 2, 3, dtype=dtype))
+    assert sorted(group.size for group in analysis.groups) == [6, 7]
+
+
 def test_attention_has_heads_and_two_kinds_of_head_width():
     class Attention(nn.Module):
         def __init__(self):

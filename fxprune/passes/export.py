@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_unflatten
 
 from fxprune.errors import CaptureError
 from fxprune.passes.order import put_in_order_of
+from fxprune.passes.regions import inline_autocast
 from fxprune.passes.trace import unfused_attention
 
 aten = torch.ops.aten
@@ -67,6 +68,8 @@ def capture_by_export(
         )
     single = all(value.shape[0] == 1 for value in inputs.values() if _has_batch(value))
     wide = {name: _two_samples(value) if single else value for name, value in inputs.items()}
+    # One tensor given for two arguments would make them one argument of the program.
+    wide = {n: v.clone() if isinstance(v, Tensor) else v for n, v in wide.items()}
     shapes = {n: _free_batch(v) for n, v in wide.items()}
     # A failed export prints all that it had traced, and a failure here is no news to the user.
     with unfused_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
@@ -80,6 +83,7 @@ def capture_by_export(
     _forget_hooks(root)
     _adopt_constants(root, exported, graph)
     graph.set_codegen(fx.graph.CodeGen())
+    inline_autocast(root, graph)
     _raise_outputs(graph, program)
     for node in reversed(list(graph.nodes)):
         is_assertion = node.op == "call_function" and node.target in ASSERTIONS

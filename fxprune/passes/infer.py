@@ -8,19 +8,17 @@ operator; the interpreter ties the axes of each result to its fx node.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import (
@@ -28,7 +26,6 @@ from fxprune.axes import (
     Axes,
     Axis,
     Reason,
-    Unifier,
     atoms,
 )
 from fxprune.errors import CaptureError
@@ -36,23 +33,12 @@ from fxprune.passes.capture import Captured
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.glue.module import Use
 from fxprune.passes.hooks import HookWatch
-from fxprune.passes.modules import is_resizable, renormalises
-from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
-from fxprune.passes.rules.recurrent import TELLING_BY_WIDTH, told_by_width
+from fxprune.passes.modules import contracts, is_resizable, renormalises
+from fxprune.passes.regions import OpenRegions
+from fxprune.passes.rules import Contraction, tensors
+from fxprune.passes.rules.recurrent import TELLING_BY_WIDTH, told_by_width, unfused_recurrence
 from fxprune.passes.trace import is_opaque, unfused_attention
-
-# Operators that change the dimensions of the tensor they are called on.
-REARRANGING = frozenset(
-    {"transpose_", "t_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_"}
-)
-
-# A change of the unifier that is before all others.
-NEVER = -1
-
-# Zeros add nothing to a sum, whichever positions stay: they are as good as an input.
-ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
-# Families of rules that sum over positions; see `AxisTracker._keep_summed`.
-STATISTICS = (".reduction", ".contraction", ".normalisation")
+from fxprune.passes.tracker import AxisTracker
 
 
 @dataclass(frozen=True)
@@ -98,6 +84,8 @@ class Analysis:
         writes: nodes that change a tensor in place, and so matter even if nobody uses their result.
         storages: for every tensor in the result of a node, what tells its memory apart.
         dtypes: of every tensor in the result of a node.
+        weights: parameters and buffers that some contraction multiplies, as they are or after
+            arithmetic among weights.
     """
 
     groups: tuple[Group, ...]
@@ -109,6 +97,7 @@ class Analysis:
     writes: frozenset[str]
     storages: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, tuple[torch.dtype, ...]]
+    weights: frozenset[str]
     _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,135 +113,6 @@ class Analysis:
         return tuple(group for group in found if group is not None)
 
 
-class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Applies the typing rule of every ATen call and remembers the axes of every tensor."""
-
-    def __init__(self, fakes: Fakes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.fakes = fakes
-        self.unifier = Unifier()
-        self.contractions: list[Contraction] = []
-        self.node = ""
-        self.renormalises = False
-        self._axes: dict[int, tuple[int, Axes]] = {}
-        """By tensor: its axes, and up to which change of the unifier they are resolved."""
-        self._alive: list[Tensor] = []
-        self._yielded: set[int] = set()
-        self._flowing: set[int] = set()
-        self.mixing: list[OpOverload] = []
-        """Calls of the present node that are not pointwise."""
-        self.writes: set[str] = set()
-        self.read: set[int] = set()
-
-    def give(self, tensor: Tensor, axes: Axes) -> None:
-        """Set the axes of `tensor`; one that already has axes (an in-place result) unifies them."""
-        known = self._axes.get(id(tensor))
-        if known is not None and len(known[1]) == len(axes):
-            reason = Reason("in-place", self.node, "axes with no common factorisation")
-            for old, new in zip(known[1], axes, strict=True):
-                self.unifier.unify(old, new, reason)
-            return
-        self._axes[id(tensor)] = NEVER, axes
-        self._alive.append(tensor)
-
-    def rearrange(self, tensor: Tensor, axes: Axes) -> None:
-        """New dimensions for `tensor` itself, after `transpose_` and the like.
-
-        If a node of the graph yielded it before, nobody can tell which of its forms is meant from
-        now on, so both stay dense.
-        """
-        if id(tensor) in self._yielded:
-            reason = Reason("in-place", self.node, "dimensions changed in place")
-            for axis in (*self.axes_of(tensor), *axes):
-                self.unifier.freeze(axis, reason)
-        self._axes[id(tensor)] = NEVER, axes
-
-    def yielded(self, values: Any) -> tuple[Tensor, ...]:
-        """The tensors in `values`, which a node of the graph yields."""
-        found = tuple(tensors(values))
-        self._yielded.update(map(id, found))
-        return found
-
-    def flow(self, values: Iterable[Tensor]) -> None:
-        """These tensors depend on an input of the model."""
-        self._flowing.update(map(storage_of, values))
-
-    def _keep_summed(self, op: Op, results: Iterable[Axes]) -> None:
-        """A statistic of parameters alone is taken of all their positions, whatever stays."""
-        left = {
-            atom for axes in results for axis in axes for atom in atoms(self.unifier.resolve(axis))
-        }
-        reason = op.reason("a statistic of parameters is taken over these positions")
-        for tensor in tensors([op.args, op.kwargs]):
-            for axis in self.axes_of(tensor):
-                for atom in atoms(axis):
-                    if atom not in left:
-                        self.unifier.freeze(atom, reason)
-
-    def axes_of(self, tensor: Tensor) -> Axes:
-        """The axes of `tensor` as far as they are known now; those of an unknown constant stay."""
-        if id(tensor) not in self._axes:
-            reason = Reason("constant", self.node, "a tensor that is not part of the graph")
-            self.give(tensor, tuple(self.unifier.fresh(size, reason) for size in tensor.shape))
-        when, axes = self._axes[id(tensor)]
-        if when != self.unifier.changes:
-            axes = tuple([self.unifier.resolve(axis) for axis in axes])
-            self._axes[id(tensor)] = self.unifier.changes, axes
-        return axes
-
-    def freeze(self, values: Any, reason: Reason) -> None:
-        """Freeze every dimension of every tensor in `values`."""
-        for tensor in tensors(values):
-            for axis in self.axes_of(tensor):
-                self.unifier.freeze(axis, reason)
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        out, given = self.fakes.run(func, args, kwargs)
-        self.read.update(map(id, given))
-        if func._schema.is_mutable:
-            self.writes.add(self.node)
-        results = tensors(out)
-        if results:
-            op = Op(
-                func,
-                args,
-                kwargs,
-                out,
-                self.node,
-                self.renormalises,
-                self.unifier,
-                self.axes_of,
-                self.contractions,
-            )
-            rule = RULES.find(func)
-            if rule is not broadcast:
-                self.mixing.append(func)
-            found = rule(op)
-            typed = found if isinstance(found, list) else [found]
-            name = func.overloadpacket.__name__
-            if name in ZEROS or not self._flowing.isdisjoint(map(storage_of, given)):
-                self.flow(results)
-            elif rule.__module__.endswith(STATISTICS):
-                self._keep_summed(op, typed)
-            for result, axes in zip(results, typed, strict=True):
-                if [axis.size for axis in axes] != list(result.shape):
-                    raise AssertionError(
-                        f"rule of {func}: {axes} for a result {tuple(result.shape)}"
-                    )
-                if name in REARRANGING:
-                    self.rearrange(result, axes)
-                else:
-                    self.give(result, axes)
-        return out
-
-
 class _TypedInterpreter(fx.Interpreter):
     """Interprets the graph under a tracker, and collects what each node yields."""
 
@@ -260,6 +120,7 @@ class _TypedInterpreter(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self.tracker = tracker
+        self.regions = OpenRegions()
         self.values: dict[str, tuple[Tensor, ...]] = {}
         self.scalars: dict[str, Any] = {}
 
@@ -267,7 +128,9 @@ class _TypedInterpreter(fx.Interpreter):
         self.tracker.node = n.name
         self.tracker.mixing.clear()
         self.tracker.renormalises = renormalises(self.submodules, n)
+        self.tracker.contracts = contracts(self.submodules, n)
         result = super().run_node(n)
+        self.regions.see(n, result)
         if n.op == "call_function" and is_opaque(self.submodules, n):
             name = getattr(n.target, "__name__", str(n.target))
             reason = Reason(name, n.name, f"{name} is a function that cannot be looked into")
@@ -358,11 +221,13 @@ def infer(captured: Captured) -> Analysis:
         inputs = tree_map_only(Tensor, fake.from_tensor, captured.example_inputs)
         for tensor in state.values():
             tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
+            tracker.weigh(tensor)
         runner = _Runner(interpreter)
         fake_of = {id(tensor): state[name] for name, tensor in named_tensors(module)}
         swapped = {f"module.{place}": fake_of[id(t)] for place, t in _places(module)}
         try:
-            with torch.no_grad(), unfused_attention(), tracker:
+            kernels = unfused_attention(), unfused_recurrence()
+            with torch.no_grad(), kernels[0], kernels[1], interpreter.regions, tracker:
                 torch.func.functional_call(runner, swapped, tuple(inputs), tie_weights=False)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
@@ -421,6 +286,7 @@ def _collect(
         writes=frozenset(tracker.writes),
         storages={n: tuple(map(storage_of, found)) for n, found in interpreter.values.items()},
         dtypes={n: tuple(t.dtype for t in found) for n, found in interpreter.values.items()},
+        weights=frozenset(n for n, tensor in state.items() if id(tensor) in tracker.multiplied),
     )
 
 

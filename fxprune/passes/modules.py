@@ -17,6 +17,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from fxprune.passes.hooks import has_hooks
+
 NORMALISING_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 NORMALISING_FUNCTIONS = frozenset(
     {
@@ -30,6 +32,11 @@ NORMALISING_FUNCTIONS = frozenset(
         torch.ops.aten.group_norm.default,
         torch.ops.aten.rms_norm.default,
     }
+)
+# Sums of products of what they are given: zero in one factor is zero in every product.
+CONTRACTIONS = frozenset(
+    {"linear", "matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum", "conv1d", "conv2d"}
+    | {"conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 )
 # Reductions that have a meaning over any number of positions, as norms written by hand use them.
 REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "amax", "amin"})
@@ -122,7 +129,23 @@ def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 
 def reduces(node: fx.Node) -> bool:
     """Whether `node` is nothing but a reduction over positions."""
+    return _name(node) in REDUCTIONS
+
+
+def contracts(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+    """Whether `node` is nothing but a contraction of what it is given.
+
+    A layer whose weight is made while it is called, by a hook or a parametrization, is more.
+    """
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        plain = type(module).__module__.startswith("torch.nn.modules") and not has_hooks(module)
+        return plain and isinstance(module, (nn.Linear, _ConvNd))
+    return _name(node) in CONTRACTIONS
+
+
+def _name(node: fx.Node) -> str:
     if node.op == "call_function":
         packet = getattr(node.target, "overloadpacket", node.target)
-        return getattr(packet, "__name__", "") in REDUCTIONS
-    return node.op == "call_method" and node.target in REDUCTIONS
+        return str(getattr(packet, "__name__", ""))
+    return str(node.target) if node.op == "call_method" else ""

@@ -13,7 +13,7 @@ from fxprune.axes import Axes, Axis
 from fxprune.passes.blocks import Block
 from fxprune.passes.constants import argument, operation
 from fxprune.passes.infer import Analysis
-from fxprune.passes.modules import reduces, renormalises
+from fxprune.passes.modules import contracts, reduces, renormalises
 from fxprune.passes.rules import tensors
 from fxprune.passes.slimming import Kept
 
@@ -26,7 +26,8 @@ class MaskedInterpreter(fx.Interpreter):
 
     Parameters, and what is computed from parameters alone, stay as they are: a weight that is
     divided by its own norm would come out larger if part of it were zero. Only operators that
-    carry removed positions along inside get them masked, as recurrent layers do.
+    carry removed positions along inside get them masked, as recurrent layers do, and contractions
+    of parameters alone, as a learned query has them.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class MaskedInterpreter(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of `n`, with parameters masked for operators that contract inside."""
-        if operation(n) not in CONTRACTING_INSIDE or n not in self._flowing:
+        if not self._sums_unmasked(n):
             return super().fetch_args_kwargs_from_env(n)
         before = {used: self.env[used] for used in n.all_input_nodes}
         for used, value in before.items():
@@ -76,6 +77,15 @@ class MaskedInterpreter(fx.Interpreter):
         found = super().fetch_args_kwargs_from_env(n)
         self.env.update(before)
         return found
+
+    def _sums_unmasked(self, node: fx.Node) -> bool:
+        """Whether `node` would sum over removed positions that nothing has masked."""
+        if node in self._flowing and operation(node) in CONTRACTING_INSIDE:
+            return True
+        masked = any(
+            n in self._flowing and self._analysis.values.get(n.name) for n in node.all_input_nodes
+        )
+        return not masked and contracts(self.submodules, node)
 
     def run_node(self, n: fx.Node) -> Any:
         """As the node runs in the original; a norm over removed positions leaves them out."""

@@ -5,6 +5,7 @@ from tests.ways import (  # noqa: F401  (imported because they fill the table)
     interfaces,
     layers,
     networks,
+    places,
     transformers,
     values,
 )

@@ -98,6 +98,30 @@ def transformer_encoder_layer() -> Built:
     return Model(lambda s, x: s.last(s.inner(s.first(x))), **parts, inner=inner), sequence()
 
 
+@way("first.weight[0]", "read.weight[0]")
+def learned_query() -> Built:
+    def run(s, x):
+        y = s.first(x)
+        query, keys = s.read(s.probe), s.read(y)
+        weights = (query @ keys.transpose(-1, -2)).softmax(-1)
+        return s.last(weights @ y)
+
+    parts = {"first": nn.Linear(5, 8), "read": nn.Linear(8, 6), "last": nn.Linear(8, 4)}
+    return Model(run, **parts, probe=weights(1, 3, 8)), sequence()
+
+
+@way("first.weight[0]", "inner.0.weight[0]", "outer[1]", "mix.weight[0]")
+def weights_made_by_a_network() -> Built:
+    def run(s, x):
+        bias = s.mix(s.inner(s.places)) @ s.outer
+        return s.last(s.first(x) + bias)
+
+    inner = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 8))
+    parts = {"first": nn.Linear(5, 8), "last": nn.Linear(8, 4), "inner": inner}
+    parts["mix"] = nn.Linear(8, 7)
+    return Model(run, **parts, places=normal(6, 2), outer=weights(7, 8)), sequence()
+
+
 @way("first.weight[0]", "cell.weight_ih_l0[0]")
 def lstm() -> Built:
     parts = {"first": nn.Linear(5, 6), "cell": nn.LSTM(6, 7, 2, batch_first=True)}

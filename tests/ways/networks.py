@@ -221,8 +221,24 @@ def region_without_gradients() -> Built:
     return Model(run, first=nn.Linear(5, 8), last=nn.Linear(8, 4)), vector()
 
 
-@way("second.weight[0]", frozen={"first.weight[0]": "cannot be looked into"})
-def region_that_hides_a_view() -> Built:
+@way("first.weight[0]", "second.weight[0]", "inner.weight[0]")
+def region_of_several_layers() -> Built:
+    def run(s, x):
+        y = s.first(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = s.inner(s.norm(y).view(y.shape[0], 2, 4).transpose(1, 2).flatten(1)).relu()
+            with torch.autocast("cpu", enabled=False):
+                z = s.second(s.drop(z))
+            mean = z.mean(1, keepdim=True)
+        return s.last(z - mean), y[:, :1] * 0 + mean
+
+    parts = {"first": nn.Linear(5, 8), "norm": nn.LayerNorm(8), "inner": nn.Linear(8, 6)}
+    parts |= {"second": nn.Linear(6, 7), "last": nn.Linear(7, 4), "drop": nn.Dropout(0.2)}
+    return Model(run, **parts), vector()
+
+
+@way("first.weight[0]", "second.weight[0]")
+def region_that_views() -> Built:
     def run(s, x):
         y = s.first(x) if x.shape[1] > 2 else x
         with torch.autocast("cpu", dtype=torch.float16, enabled=True):

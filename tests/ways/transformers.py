@@ -61,8 +61,8 @@ def table_of_relative_positions() -> Built:
 @way(
     "temperature[0]",
     "qkv.weight[0]",
+    "table.0.weight[0]",
     "table.2.weight[0]",
-    frozen={"table.0.weight[0]": "a statistic of parameters"},
 )
 def continuous_positions_and_cosine_attention() -> Built:
     def run(s, x):

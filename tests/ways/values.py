@@ -253,7 +253,7 @@ def transposed_in_place() -> Built:
     return model, sequence()
 
 
-@way("first.weight[0]", frozen={"second.weight[0]": "no typing rule"})
+@way("first.weight[0]", "second.weight[0]")
 def spectrum() -> Built:
     def run(s, y):
         spectrum = torch.fft.rfft2(s.second(y.relu()))
@@ -286,3 +286,13 @@ def nothing_to_concatenate() -> Built:
 @way()
 def one_channel() -> Built:
     return nn.Sequential(nn.Linear(5, 1), nn.ReLU(), nn.Linear(1, 4)), vector()
+
+
+@way("first.weight[0]")
+def width_that_is_asserted() -> Built:
+    def run(s, x):
+        y = s.first(x)
+        torch._assert(y.shape[1] % 4 == 0, "four groups")
+        return s.last(y.relu())
+
+    return Model(run, first=nn.Linear(5, 8), last=nn.Linear(8, 4)), vector()

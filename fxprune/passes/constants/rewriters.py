@@ -39,12 +39,19 @@ def rewrite_constants(graph: fx.Graph, analysis: Analysis, kept: Kept) -> None:
     """Rewrite every shape constant of `graph` in place; nodes are named as in `analysis`."""
     scope = Scope(graph, analysis, kept)
     for node in list(graph.nodes):
+        if operation(node) == "_assert" and _depends_on_widths(scope, node):
+            graph.erase_node(node)  # it holds for the dense widths, which it was written for
+            continue
         if node.op not in ("call_function", "call_method") or not analysis.values.get(node.name):
             continue
         rewrite = REWRITERS.get(operation(node) or "")
         if rewrite is not None:
             rewrite(scope, node)
         _dense_numbers(scope, node)
+
+
+def _depends_on_widths(scope: Scope, node: fx.Node) -> bool:
+    return any(used in scope.width_dependent for used in node.all_input_nodes)
 
 
 def _dense_numbers(scope: Scope, node: fx.Node) -> None:

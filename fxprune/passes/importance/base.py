@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.axes import Atom, project
 from fxprune.passes.infer import Analysis
+from fxprune.passes.layers import find_layers
 
 Array = NDArray[np.float64]
 
@@ -35,6 +36,20 @@ class Importance:
     weights: Mapping[str, Array]
     order: Mapping[Atom, NDArray[np.int64]]
     scores: Mapping[Atom, Array]
+
+
+def judged(module: fx.GraphModule, analysis: Analysis) -> tuple[str, ...]:
+    """Weights that are worth something: those of layers, then any other matrix that is multiplied.
+
+    Recurrent layers, experts in one tensor and attention written with `einsum` have such.
+    """
+    layers = [layer.weight for layer in find_layers(module, analysis)]
+    others = [
+        name
+        for name, parameter in module.named_parameters()
+        if name in analysis.weights and parameter.dim() > 1
+    ]
+    return tuple(dict.fromkeys((*layers, *others)))
 
 
 def coupled_scores(elements: Mapping[str, Array], analysis: Analysis) -> dict[Atom, Array]:

@@ -18,9 +18,15 @@ from torch import Tensor, fx
 from fxprune import batches
 from fxprune.batches import Data
 from fxprune.errors import InputError
-from fxprune.passes.importance.base import Array, Importance, by_score, coupled_scores, over_places
+from fxprune.passes.importance.base import (
+    Array,
+    Importance,
+    by_score,
+    coupled_scores,
+    judged,
+    over_places,
+)
 from fxprune.passes.infer import Analysis
-from fxprune.passes.layers import find_layers
 
 Loss = Callable[[Any, Any], Tensor]
 Step = Callable[[int], None]
@@ -50,7 +56,7 @@ def taylor(
     """
     model = copy.deepcopy(module).eval()
     device = batches.device_of(model)
-    names = {layer.weight for layer in find_layers(module, analysis)}
+    names = set(judged(module, analysis))
     parameters = {
         name: parameter.requires_grad_()
         for name, parameter in model.named_parameters()

@@ -7,6 +7,7 @@ from fxprune.passes.rules import (  # noqa: F401  (imported to register their ru
     normalisation,
     pieces,
     pointwise,
+    recurrent,
     reduction,
     spatial,
     views,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from fxprune.axes import ONE, Axis
-from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule
+from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule, tensors
 
 CHOSEN = "positions are chosen by an index tensor"
 
@@ -63,3 +66,71 @@ def gather(op: Op) -> Outputs:
         op.freeze(mine, CHOSEN)
         op.freeze(theirs, CHOSEN)
     return tuple(op.unifier.resolve(axis) for axis in chosen)
+
+
+@rule("index_add", "index_copy")
+def index_add(op: Op) -> Outputs:
+    """Rows of a source go to chosen positions of `dim`; along the others positions correspond."""
+    axes, dim = op.axes(op.args[0]), op.arg(1, "dim")
+    source = op.axes(op.arg(3, "source"))
+    if len(source) != len(axes) or not axes:
+        return _all_chosen(op)
+    for axis in op.axes(op.arg(2, "index")):
+        op.freeze(axis, CHOSEN)
+    for d, (mine, theirs) in enumerate(zip(axes, source, strict=True)):
+        if d == dim % len(axes):
+            op.freeze(mine, CHOSEN)
+            op.freeze(theirs, CHOSEN)
+        else:
+            op.unify(mine, theirs)
+    return tuple(op.unifier.resolve(axis) for axis in axes)
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(op: Op) -> Outputs:
+    """Numbers go to a position of `dim` of their own; along the others places correspond."""
+    axes, *others = (op.axes(t) for t in tensors([op.args, op.kwargs]) if t.dim())
+    if not axes or any(len(other) != len(axes) for other in others):
+        return _all_chosen(op)
+    dim = op.arg(1, "dim") % len(axes)
+    for other in others:
+        for d, (mine, theirs) in enumerate(zip(axes, other, strict=True)):
+            if d != dim and mine.size == theirs.size:
+                op.unify(mine, theirs)
+                continue
+            op.freeze(mine, CHOSEN)
+            op.freeze(theirs, CHOSEN)
+    return tuple(op.unifier.resolve(axis) for axis in axes)
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(op: Op) -> Outputs:
+    """Values written where indices say; dimensions that are not indexed correspond."""
+    axes, indices = list(op.axes(op.args[0])), op.args[1]
+    values = op.axes(op.arg(2, "values"))
+    first = next(d for d, index in enumerate(indices) if index is not None)
+    for index in (index for index in indices if index is not None):
+        for axis in op.axes(index):
+            op.freeze(axis, CHOSEN)
+    behind = len(axes) - first - sum(_consumed(index) for index in indices[first:])
+    for axis in axes[: len(axes) - behind]:
+        op.freeze(axis, CHOSEN)
+    for mine, theirs in zip(reversed(axes[len(axes) - behind :]), reversed(values), strict=False):
+        if mine.size == theirs.size:
+            op.unify(mine, theirs)
+    for axis in values[: max(len(values) - behind, 0)]:
+        op.freeze(axis, CHOSEN)
+    return tuple(op.unifier.resolve(axis) for axis in axes)
+
+
+def _consumed(index: Tensor | None) -> int:
+    """How many dimensions `index` takes the place of: a mask, as many as it has."""
+    masks = (torch.bool, torch.uint8)
+    return index.dim() if index is not None and index.dtype in masks else 1
+
+
+def _all_chosen(op: Op) -> Outputs:
+    for tensor in tensors([op.args, op.kwargs]):
+        for axis in op.axes(tensor):
+            op.freeze(axis, CHOSEN)
+    return op.axes(op.args[0])

@@ -136,3 +136,42 @@ def sliding(op: Op) -> Outputs:
     op.freeze(axes[dim], MIXED)
     axes[dim] = op.frozen(op.out.shape[dim % len(axes)], MIXED)
     return (*axes, op.frozen(op.out.shape[-1], MIXED))
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def sampled(op: Op) -> Outputs:
+    """`(N, C, places)` read at the places that a grid `(N, new places, 2 or 3)` holds."""
+    batch, channels, *places = op.axes(op.args[0])
+    lead, *grid = op.axes(op.args[1])
+    op.unify(batch, lead)
+    for place in (*places, *grid):
+        op.freeze(place, MIXED)
+    return (batch, channels, *grid[:-1])
+
+
+@rule("affine_grid_generator")
+def affine_grid(op: Op) -> Outputs:
+    """A grid for every matrix `(N, 2, 3)` of a batch."""
+    batch, *matrix = op.axes(op.args[0])
+    for axis in matrix:
+        op.freeze(axis, "coordinates of places")
+    return (batch, *(op.frozen(size, MIXED) for size in op.out.shape[1:]))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpooled(op: Op) -> Outputs:
+    """Numbers go back to the places where maxima were found; channels correspond."""
+    axes, found = op.axes(op.args[0]), op.axes(op.args[1])
+    for mine, theirs in zip(axes, found, strict=True):
+        op.unify(mine, theirs)
+    return _keep_leading(op, 2 if "2d" in str(op.func) else 3)
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(op: Op) -> Outputs:
+    """A Fourier transform along some dimensions, whose positions stay; the others pass."""
+    axes = list(op.axes(op.args[0]))
+    for dim in op.arg(1, "dim"):
+        op.freeze(axes[dim], f"transformed along dimension {dim}")
+        axes[dim] = op.frozen(op.out.shape[dim], f"transformed along dimension {dim}")
+    return tuple(axes)
