@@ -22,7 +22,8 @@ def warn_of_frozen_parts(prepared: Prepared, gauge: Gauge) -> None:
     Latency, and functions of one's own, are taken to follow the multiply-accumulates. Groups that
     `ignore=` names count as dense.
     """
-    if all(len(ladder.widths) == 1 for ladder in prepared.ladders.values()):
+    fixed = all(len(ladder.widths) == 1 for ladder in prepared.ladders.values())
+    if fixed and prepared.forms.parts:
         return  # whoever leaves every width as it is counts on depth
     by_weights = gauge.budget.resource in ("params", "memory")
     costs = _weights if by_weights else _macs

@@ -44,7 +44,7 @@ def by_export(model: nn.Module, inputs: tuple[Any, ...]) -> Captured:
 CAPTURES: dict[str, How] = {"default": capture, "export": by_export}
 
 
-# The CPU splits these into smaller operators before a rule sees them; some devices keep them whole.
+# The CPU splits these before a rule sees them; some devices keep them whole.
 ON_OTHER_DEVICES = frozenset({"contraction.linear", "recurrent.fused_cell"})
 
 

@@ -3,11 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxprune
+from fxprune.axes import atoms
 from fxprune.passes.capture import capture
+from fxprune.passes.fakes import Fakes
 from fxprune.passes.frozen import frozen_places
 from fxprune.passes.infer import infer
+from fxprune.passes.rules.recurrent import unfused_recurrence
+from fxprune.passes.tracker import AxisTracker
 
 
 def inferred(model, *inputs):
@@ -196,3 +201,20 @@ def test_the_group_graph_joins_groups_that_meet_in_a_weight():
 def test_the_groups_do_not_depend_on_the_batch_size(batch):
     analysis = inferred(Concatenated(), torch.randn(batch, 3, 4, 4))
     assert [g.size for g in analysis.groups] == [4, 6]
+
+
+@pytest.mark.parametrize(("run", "gates"), [(torch.lstm, 4), (torch.gru, 3)])
+def test_the_fused_cells_of_cuda_have_gates_as_wide_as_the_state(run, gates):
+    with FakeTensorMode() as mode:
+        tracker = AxisTracker(Fakes(mode))
+        shapes = ((5, 2, 6), (1, 2, 7), (7 * gates, 6), (7 * gates, 7), (7 * gates,), (7 * gates,))
+        x, state, *weights = given = [torch.empty(shape, device="cuda") for shape in shapes]
+        for tensor in given:
+            tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
+        tracker.flow([x, state])
+        states = (state, state) if run is torch.lstm else state
+        with torch.no_grad(), unfused_recurrence(), tracker:
+            run(x, states, weights, True, 1, 0.0, False, False, False)
+        (kept,) = set(atoms(tracker.axes_of(weights[1])[1]))
+        assert [*atoms(tracker.axes_of(weights[0])[0])] == [kept] * gates
+        assert tracker.unifier.reason(kept) is None
