@@ -329,6 +329,18 @@ def test_networks_with_coarse_ladders_are_solved_as_highs_solves_them(
     assert solution.value <= bound * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("budgets", [2, 3])
+def test_several_budgets_are_met_as_highs_meets_them(budgets: int) -> None:
+    for seed in range(3):
+        problem = chain(np.random.default_rng([40, seed]), 9, 5, budgets)
+        value, bound = by_highs(problem, gap=1e-6)
+        solution = solve(problem, gap=1e-6)
+        assert solution.status == "optimal"
+        assert solution.value == pytest.approx(value, rel=3e-6)
+        assert value <= solution.bound * (1 + 1e-6)
+        assert solution.value <= bound * (1 + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "share"), [("resnet50", 0.5), ("densenet121", 0.4), ("resnet101", 0.4)]
 )

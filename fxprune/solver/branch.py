@@ -24,7 +24,7 @@ from fxprune.solver.reduction import ceilings, goal_of, highest, keep
 from fxprune.solver.within import best_within
 
 # Labels kept per join, and entries of the tables left for these: one attempt after the other.
-_ATTEMPTS = ((300, 12_000), (3_000, 1_500), (15_000, 1_500))
+_ATTEMPTS = ((300, 4_000), (3_000, 1_500), (15_000, 1_500))
 # A point has a share in the mixture of the dual from here on.
 _SHARE = 1e-7
 

@@ -6,6 +6,7 @@ a label on the left are a range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,7 +103,7 @@ class Meeting:
         if self._count(target) > count:
             # Without any incumbent the target is -inf: then from the worst pair on.
             low = max(target, float(self.worth.min() + self.heights[0]))
-            target = np.nextafter(top, np.inf)
+            target = math.nextafter(top, math.inf)
             for _ in range(_HALVINGS):
                 middle = (low + target) / 2
                 if self._count(middle) > count:
