@@ -104,15 +104,14 @@ def row(
     engine = fxprune.compile(slim, inputs, backend, Settings())
     again = measure_interleaved({"dense": (dense, inputs), "slim": (engine, inputs)})
     share = ratio(again["slim"], again["dense"])
-    used = 100 * again["slim"].seconds / again["dense"].seconds
     return [
         f"{1e3 * again['dense'].seconds:.2f}",
         *(predicted(rounds[0], whole.seconds) if rounds else ("-", "-", "-")),
-        f"{used:.1f} %",
+        f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
         f"{len(rounds)}",
         f"{seconds:.0f}",
-        "yes" if LOWEST * budget <= used <= budget else "no",
+        "yes" if LOWEST * budget <= 100 * share.value <= budget else "no",
     ]
 
 

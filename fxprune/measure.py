@@ -9,8 +9,10 @@ Which clock is read matters more than any statistics.  With one thread the CPU t
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
 where work is spread over threads.  On CUDA, events on the current stream are read.
 
-What is to be compared is measured together, one call of each in turn and in random order, so that
-slow drifts of the machine hit all alike (`measure_interleaved`, `ratio`).
+What is to be compared is measured together, turn by turn and in random order, so that slow drifts
+of the machine hit all alike (`measure_interleaved`, `ratio`).  A turn is many calls, and begins
+with some that are not counted: a network that is called right after another one finds the caches
+full of the other's weights, and takes up to a third longer than it does in service.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,6 +30,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import bdtr
 from torch import Tensor
 
@@ -41,13 +44,17 @@ Clock = Literal["cpu", "wall", "cuda"]
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
-PROTOCOL = "p10/1"
+PROTOCOL = "p10/2"
 """Version of the way of measuring; figures of different versions must not be mixed."""
 
 QUANTILE = 0.10
 CONFIDENCE = 0.95
 BOOTSTRAPS = 2000
 WARM_UP_CALLS = 3
+TURNS = 5
+"""Turns of each engine to take at least, where several are compared."""
+TURN_SECONDS = 0.2
+"""How long one turn of the slowest engine is to be; the others take as many samples."""
 SHORTEST_SAMPLE = 200e-6
 """Seconds: shorter calls are timed several at once, since reading a clock takes about 1 us."""
 
@@ -59,14 +66,15 @@ class Timing:
     tolerance: the spread at which to stop (0.01 is 1 %).
     min_samples: samples of each engine to take at least.
     max_seconds: time after which to stop in any case, for each engine.
-    warm_up: seconds to run each engine before, and three calls at least.
+    warm_up: seconds to run an engine before each of its turns, and three calls at least. The
+        caches of a CPU need about a tenth of a second.
     clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
     """
 
     tolerance: float = 0.01
     min_samples: int = 30
     max_seconds: float = 10.0
-    warm_up: float = 0.05
+    warm_up: float = 0.1
     clock: Clock | Literal["auto"] = "auto"
 
 
@@ -78,6 +86,7 @@ class Measurement:
     samples: seconds per call of every sample, in the order in which they were taken.
     clock: what was read: CPU time of the process, wall-clock time, or CUDA events.
     converged: whether the spread came down to what was asked for.
+    turns: number of equal parts in which the samples were taken.
     """
 
     seconds: float
@@ -85,6 +94,7 @@ class Measurement:
     samples: tuple[float, ...]
     clock: Clock
     converged: bool
+    turns: int = 1
 
     @property
     def median(self) -> float:
@@ -114,6 +124,7 @@ class Measurement:
             "samples": list(self.samples),
             "clock": self.clock,
             "converged": self.converged,
+            "turns": self.turns,
         }
 
     @classmethod
@@ -147,10 +158,10 @@ def measure(engine: Engine, inputs: Sequence[Tensor], timing: Timing | None = No
 def measure_interleaved(
     engines: Mapping[str, tuple[Engine, Sequence[Tensor]]], timing: Timing | None = None
 ) -> dict[str, Measurement]:
-    """The latencies of several engines, sampled in turn and in random order.
+    """The latencies of several engines, measured turn by turn in random order.
 
-    All get equally many samples, and sample i of one was taken next to sample i of the others.
-    Raises `InputError` if there are no engines or their clocks or thread counts differ.
+    All get equally many turns with equally many samples each. Raises `InputError` if there are no
+    engines or their clocks or thread counts differ.
     """
     timing = timing or Timing()
     clock = _common("clocks", {_clock(e, inputs, timing) for e, inputs in engines.values()})
@@ -158,16 +169,21 @@ def measure_interleaved(
     shuffled = random.Random(0)
     with torch_threads(threads), _no_garbage_collection():
         samplers = {
-            name: _sampler(engine.runner(*inputs), clock, timing.warm_up)
+            name: _Sampler.start(engine.runner(*inputs), clock, timing.warm_up)
             for name, (engine, inputs) in engines.items()
         }
+        least, each = timing.min_samples, _samples_of_a_turn(samplers.values(), timing)
         samples: dict[str, list[float]] = {name: [] for name in samplers}
+        turns = 0
         stop = time.perf_counter() + timing.max_seconds * len(samplers)
         converged = False
-        while not converged and time.perf_counter() < stop:
+        while not converged and (turns == 0 or time.perf_counter() < stop):
             for name in shuffled.sample(list(samplers), len(samplers)):
-                samples[name].append(samplers[name]())
-            enough = all(len(taken) >= timing.min_samples for taken in samples.values())
+                if len(samplers) > 1:
+                    samplers[name].warm_up(timing.warm_up)
+                samples[name].extend(samplers[name].sample() for _ in range(each))
+            turns += 1
+            enough = turns * each >= least and (len(samplers) == 1 or turns >= TURNS)
             converged = enough and max(map(_spread, samples.values())) <= timing.tolerance
     return {
         name: Measurement(
@@ -176,32 +192,35 @@ def measure_interleaved(
             samples=tuple(taken),
             clock=clock,
             converged=converged,
+            turns=turns,
         )
         for name, taken in samples.items()
     }
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
-    """The ratio of two latencies that were measured interleaved: the median over paired samples.
+    """The ratio of two latencies that were measured together: of their estimates.
 
-    The confidence interval is a bootstrap over the pairs.  Raises `InputError` if the two were
-    not measured together.
+    The confidence interval is a bootstrap over the turns, since the samples of one turn are alike
+    (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises `InputError` if
+    the two were not measured together.
     """
-    if len(numerator.samples) != len(denominator.samples):
+    above, below = (np.reshape(m.samples, (m.turns, -1)) for m in (numerator, denominator))
+    if above.shape != below.shape:
         raise InputError(
             "the ratio of two latencies needs paired samples",
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    pairs = np.array(numerator.samples) / np.array(denominator.samples)
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(BOOTSTRAPS, len(pairs)))
-    medians = np.median(pairs[drawn], axis=1)
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(above), size=len(above)) for _ in range(BOOTSTRAPS)]
+    ratios = [_estimate(above[turns]) / _estimate(below[turns]) for turns in drawn]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return Ratio(float(np.median(pairs)), float(low), float(high))
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return Ratio(numerator.seconds / denominator.seconds, float(low), float(high))
 
 
-def _estimate(samples: Sequence[float]) -> float:
+def _estimate(samples: Sequence[float] | NDArray[np.float64]) -> float:
     return float(np.quantile(samples, QUANTILE))
 
 
@@ -225,14 +244,44 @@ def _ranks(count: int) -> tuple[int, int]:
     return max(low - 1, 0), min(high, count - 1)
 
 
-def _sampler(run: Callable[[], object], clock: Clock, warm_up: float) -> Callable[[], float]:
-    """A callable that takes one sample: seconds per call of `run`, warmed up before."""
-    timed = _on_cuda if clock == "cuda" else partial(_on_cpu, CPU_CLOCKS[clock])
-    stop = time.perf_counter() + warm_up
-    fastest, calls = timed(run, 1), 1
-    while calls < WARM_UP_CALLS or time.perf_counter() < stop:
-        fastest, calls = min(fastest, timed(run, 1)), calls + 1
-    return partial(timed, run, ceil(SHORTEST_SAMPLE / fastest))
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """Takes samples of one engine.
+
+    timed: seconds per call, of as many calls as it is given.
+    calls: calls in one sample.
+    """
+
+    timed: Callable[[int], float]
+    calls: int
+
+    @staticmethod
+    def start(run: Callable[[], object], clock: Clock, warm_up: float) -> _Sampler:
+        """Warm up, and see how many calls a sample needs."""
+        on_cpu = partial(_on_cpu, CPU_CLOCKS[clock], run) if clock != "cuda" else None
+        once = _Sampler(on_cpu or partial(_on_cuda, run), 1)
+        return _Sampler(once.timed, ceil(SHORTEST_SAMPLE / once.warm_up(warm_up)))
+
+    def warm_up(self, seconds: float) -> float:
+        """Call it for so long, and three times at least; the shortest call."""
+        stop = time.perf_counter() + seconds
+        fastest, calls = self.sample(), 1
+        while calls < WARM_UP_CALLS or time.perf_counter() < stop:
+            fastest, calls = min(fastest, self.sample()), calls + 1
+        return fastest
+
+    def sample(self) -> float:
+        """Seconds per call."""
+        return self.timed(self.calls)
+
+
+def _samples_of_a_turn(samplers: Iterable[_Sampler], timing: Timing) -> int:
+    """Samples in one turn of each: one where there is nothing to take turns with."""
+    several = tuple(samplers)
+    if len(several) == 1:
+        return 1
+    slowest = max(sampler.warm_up(0.0) * sampler.calls for sampler in several)
+    return max(ceil(TURN_SECONDS / slowest), ceil(timing.min_samples / TURNS))
 
 
 def _on_cpu(read: Callable[[], int], run: Callable[[], object], calls: int) -> float:

@@ -102,9 +102,36 @@ def test_interleaved_engines_get_equally_many_samples_and_a_right_ratio() -> Non
     engines = {"one": (scripted(spin(1e-3)), INPUTS), "two": (scripted(spin(2e-3)), INPUTS)}
     found = measure_interleaved(engines, QUICK)
     assert len(found["one"].samples) == len(found["two"].samples)
+    assert found["one"].turns == found["two"].turns >= 5
     halved = ratio(found["one"], found["two"])
     assert halved.value == pytest.approx(0.5, rel=0.03)
     assert halved.low <= halved.value <= halved.high
+
+
+def test_what_switching_to_an_engine_costs_is_not_counted() -> None:
+    last = ""
+
+    def cold(name: str, seconds: float) -> Callable[[], None]:
+        def action() -> None:
+            nonlocal last
+            spin(seconds if last == name else 10 * seconds)()
+            last = name
+
+        return action
+
+    engines = {name: (scripted(cold(name, 1e-3)), INPUTS) for name in ("one", "two")}
+    found = measure_interleaved(engines, QUICK)
+    assert max(max(m.samples) for m in found.values()) < 5e-3
+
+
+def test_the_interval_of_a_ratio_knows_that_samples_of_a_turn_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    turns = 1 + 0.1 * rng.random((6, 1))
+    drifting = np.broadcast_to(turns, (6, 50)).ravel().tolist()
+    whole = Measurement(1.0, 0.01, tuple(drifting), "cpu", True, turns=6)
+    steady = Measurement(1.0, 0.01, (1.0,) * 300, "cpu", True, turns=6)
+    found = ratio(whole, steady)
+    assert found.high - found.low > 0.02
 
 
 def test_a_kernel_of_twice_the_width_takes_longer_on_a_real_backend() -> None:
@@ -148,7 +175,7 @@ def test_median_and_ninetieth_percentile_come_from_the_samples() -> None:
 
 
 def test_a_measurement_survives_json() -> None:
-    found = Measurement(3e-3, 0.01, (3e-3, 0.1 + 0.2), "wall", False)
+    found = Measurement(3e-3, 0.01, (3e-3, 0.1 + 0.2), "wall", False, 2)
     assert Measurement.from_json(found.to_json()) == found
 
 

@@ -15,6 +15,7 @@ starts from everything that earlier ones have found.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ class Bundle:
 
     Attributes:
         floor: [K], the least use of each budget; empty if every combination is forbidden.
-        points: all assignments met, no two alike in value and use.
+        points: all assignments met, the best first, no two alike in value and use.
     """
 
     def __init__(self, model: Model) -> None:
@@ -95,13 +96,12 @@ class Bundle:
         """Keeps a point, from wherever, unless one like it is known."""
         if (key := (point.value, point.use.tobytes())) not in self._seen:
             self._seen.add(key)
-            self.points.append(point)
+            insort(self.points, point, key=lambda known: -known.value)
         return point
 
     def incumbent(self, budgets: IntArray) -> Point | None:
         """The best point met that is within the budgets."""
-        inside = [p for p in self.points if (p.use <= budgets).all()]
-        return max(inside, key=lambda point: point.value, default=None)
+        return next((p for p in self.points if (p.use <= budgets).all()), None)
 
     def worth(self, budgets: IntArray) -> float:
         """The value of the incumbent; -inf without one."""

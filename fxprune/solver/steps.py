@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -128,9 +129,10 @@ def _sum(tables: Iterable[FloatArray]) -> FloatArray:
     return first
 
 
-def _order(scope: tuple[int, ...], axes: tuple[int, ...]) -> list[int]:
+@lru_cache(maxsize=4096)
+def _order(scope: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The permutation of a table's axes that brings them into the order of `axes`."""
-    return sorted(range(len(scope)), key=lambda i: axes.index(scope[i]))
+    return tuple(sorted(range(len(scope)), key=lambda i: axes.index(scope[i])))
 
 
 def _maximum(

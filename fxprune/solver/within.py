@@ -154,13 +154,15 @@ class _Search:
 
     def _promising(self, labels: Labels, rest: list[FloatArray]) -> Labels:
         """Those whose best completion within the budgets may reach the target."""
+        bound = labels.bound
         for prices, around in zip(self._prices, rest, strict=True):
-            bound = np.minimum(labels.bound, labels.less(prices) + around[labels.row])
-            labels = replace(labels, bound=bound)
+            bound = np.minimum(bound, labels.less(prices) + around[labels.row])
             stays = np.flatnonzero(bound >= self._target)
             if len(stays) < _WORTHWHILE * len(bound):
-                labels = labels.at(stays)
-        return labels.at(np.flatnonzero(labels.bound >= self._target))
+                labels, bound = labels.at(stays), bound[stays]
+        labels = replace(labels, bound=bound)
+        stays = np.flatnonzero(bound >= self._target)
+        return labels if len(stays) == len(bound) else labels.at(stays)
 
     def _narrow(self, labels: Labels, width: int) -> Labels:
         """As many of the labels as the width allows, by their bounds."""
