@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
-from fxprune.measure import measure_interleaved, ratio
+from fxprune.gauges import ENGINES, measure_networks
+from fxprune.measure import ratio
 from fxprune.report import Round
 
 NETWORKS = (
@@ -77,13 +78,17 @@ def slim_to(network: str, backend: Backend, budgets: Sequence[int], table: Writt
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
     inputs = (torch.randn(1, 3, 224, 224),)
-    dense = backend.compile(model, inputs, Settings())
+    dense = [backend.compile(model, inputs, Settings()) for _ in range(ENGINES)]
     for budget in budgets:
         table.add(network, backend.name, f"{budget} %", *row(model, inputs, dense, backend, budget))
 
 
 def row(
-    model: nn.Module, inputs: tuple[Tensor, ...], dense: Engine, backend: Backend, budget: int
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dense: Sequence[Engine],
+    backend: Backend,
+    budget: int,
 ) -> list[str]:
     """Slim to `budget` per cent and measure once more: the cells right of the request."""
     start = time.perf_counter()
@@ -101,11 +106,11 @@ def row(
     rounds = fxprune.report(slim).rounds
     whole = fxprune.report(slim).dense.latency
     assert whole is not None
-    engine = fxprune.compile(slim, inputs, backend, Settings())
-    again = measure_interleaved({"dense": (dense, inputs), "slim": (engine, inputs)})
-    share = ratio(again["slim"], again["dense"])
+    engines = [fxprune.compile(slim, inputs, backend, Settings()) for _ in range(ENGINES)]
+    again, beside = measure_networks([engines, dense], inputs)
+    share = ratio(again, beside)
     return [
-        f"{1e3 * again['dense'].seconds:.2f}",
+        f"{1e3 * beside.seconds:.2f}",
         *(predicted(rounds[0], whole.seconds) if rounds else ("-", "-", "-")),
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",

@@ -3,7 +3,8 @@
 Noise only ever adds time, so the estimate is the 10th percentile of repeated calls, and the spread
 is how far its distribution-free 95 % confidence interval reaches from it (order statistics), as a
 share of it.  Calls are repeated until the spread is small enough; if time runs out first, the
-measurement says that it has not converged.
+measurement says that it has not converged.  Where calls are taken in several turns, the estimate is
+the median of the turns'.
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
@@ -13,6 +14,9 @@ What is to be compared is measured together, turn by turn and in random order, s
 of the machine hit all alike (`measure_interleaved`, `ratio`).  A turn is many calls, and begins
 with some that are not counted: a network that is called right after another one finds the caches
 full of the other's weights, and takes up to a third longer than it does in service.
+
+Compiling the same network twice gives latencies some per cent apart, since its tensors come to lie
+elsewhere in memory.  `pooled` makes one measurement of several such engines.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import bdtr
 from torch import Tensor
 
@@ -51,8 +54,6 @@ QUANTILE = 0.10
 CONFIDENCE = 0.95
 BOOTSTRAPS = 2000
 WARM_UP_CALLS = 3
-TURNS = 5
-"""Turns of each engine to take at least, where several are compared."""
 TURN_SECONDS = 0.2
 """How long one turn of the slowest engine is to be; the others take as many samples."""
 SHORTEST_SAMPLE = 200e-6
@@ -68,6 +69,7 @@ class Timing:
     max_seconds: time after which to stop in any case, for each engine.
     warm_up: seconds to run an engine before each of its turns, and three calls at least. The
         caches of a CPU need about a tenth of a second.
+    turns: turns of each engine to take at least, where several are compared.
     clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
     """
 
@@ -75,6 +77,7 @@ class Timing:
     min_samples: int = 30
     max_seconds: float = 10.0
     warm_up: float = 0.1
+    turns: int = 5
     clock: Clock | Literal["auto"] = "auto"
 
 
@@ -183,19 +186,38 @@ def measure_interleaved(
                     samplers[name].warm_up(timing.warm_up)
                 samples[name].extend(samplers[name].sample() for _ in range(each))
             turns += 1
-            enough = turns * each >= least and (len(samplers) == 1 or turns >= TURNS)
+            enough = turns * each >= least and (len(samplers) == 1 or turns >= timing.turns)
             converged = enough and max(map(_spread, samples.values())) <= timing.tolerance
     return {
         name: Measurement(
-            seconds=_estimate(taken),
+            seconds=_estimate(taken) if len(samplers) == 1 else _of_turns(taken, turns),
             spread=_spread(taken),
             samples=tuple(taken),
             clock=clock,
             converged=converged,
-            turns=turns,
+            turns=1 if len(samplers) == 1 else turns,
         )
         for name, taken in samples.items()
     }
+
+
+def pooled(parts: Sequence[Measurement]) -> Measurement:
+    """One measurement of a network that was compiled several times: the median of all turns.
+
+    Its spread tells how far one engine may be from it.  Raises `InputError` if turns differ.
+    """
+    _common("turns", {(len(part.samples) // part.turns, part.clock) for part in parts})
+    samples = tuple(sample for part in parts for sample in part.samples)
+    turns = sum(part.turns for part in parts)
+    seconds = _of_turns(samples, turns)
+    return Measurement(
+        seconds=seconds,
+        spread=max(max(part.spread, abs(part.seconds / seconds - 1)) for part in parts),
+        samples=samples,
+        clock=parts[0].clock,
+        converged=all(part.converged for part in parts),
+        turns=turns,
+    )
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
@@ -205,23 +227,32 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
     (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises `InputError` if
     the two were not measured together.
     """
-    above, below = (np.reshape(m.samples, (m.turns, -1)) for m in (numerator, denominator))
-    if above.shape != below.shape:
+    if (len(numerator.samples), numerator.turns) != (len(denominator.samples), denominator.turns):
         raise InputError(
             "the ratio of two latencies needs paired samples",
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(above), size=len(above)) for _ in range(BOOTSTRAPS)]
-    ratios = [_estimate(above[turns]) / _estimate(below[turns]) for turns in drawn]
+    above, below = (np.array(_by_turn(m.samples, m.turns)) for m in (numerator, denominator))
+    drawn = np.random.default_rng(0).integers(len(above), size=(BOOTSTRAPS, len(above)))
+    ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Ratio(numerator.seconds / denominator.seconds, float(low), float(high))
 
 
-def _estimate(samples: Sequence[float] | NDArray[np.float64]) -> float:
+def _estimate(samples: Sequence[float]) -> float:
     return float(np.quantile(samples, QUANTILE))
+
+
+def _by_turn(samples: Sequence[float], turns: int) -> list[float]:
+    """The estimate of each turn."""
+    each = len(samples) // turns
+    return [_estimate(samples[i * each : (i + 1) * each]) for i in range(turns)]
+
+
+def _of_turns(samples: Sequence[float], turns: int) -> float:
+    return float(np.median(_by_turn(samples, turns)))
 
 
 def _spread(samples: Sequence[float]) -> float:
@@ -281,7 +312,7 @@ def _samples_of_a_turn(samplers: Iterable[_Sampler], timing: Timing) -> int:
     if len(several) == 1:
         return 1
     slowest = max(sampler.warm_up(0.0) * sampler.calls for sampler in several)
-    return max(ceil(TURN_SECONDS / slowest), ceil(timing.min_samples / TURNS))
+    return max(ceil(TURN_SECONDS / slowest), ceil(timing.min_samples / timing.turns))
 
 
 def _on_cpu(read: Callable[[], int], run: Callable[[], object], calls: int) -> float:

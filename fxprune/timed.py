@@ -91,7 +91,7 @@ class Timed:
         inputs = captured.example_inputs
         watch = Stopwatch.start(backend, bench.settings, captured.module, inputs)
         tables = bench.tables(layers, ladders)
-        profile = backend.profile(watch.dense_engine, inputs)
+        profile = backend.profile(watch.engines[0], inputs)
         return Timed(bench, captured, analysis, watch, profile, tables)
 
     def with_merges(self, merges: Iterable[Merge], ladders: Mapping[Atom, Ladder]) -> Timed:

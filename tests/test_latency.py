@@ -254,4 +254,16 @@ def test_latencies_that_are_all_noise_still_make_a_table(formula, monkeypatch, t
         _, _, layers, choices = prepared(model, images(1))
         with Cache(tmp_path / f"{seed}.sqlite") as cache:
             tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
-        assert all(table.at({}) > 0 for table in tables)
+        widths = np.arange(4, 65, 4)
+        told = tables[1](np.array(80), widths, np.array(80))
+        assert (told > 0).all()
+        assert (told < 1e-3).all(), "a slope between two corners on one tread"
+
+
+def test_corners_stand_on_different_treads():
+    blurred = stairs.Stairs(
+        8, (0.0, 8.0, 0.0, 8.0, 11.7, 13.5, 2.7317073170731736, 10.731707317073157)
+    )
+    coordinate = kernels._Coordinate(size=24, unit=8, free=True, stepped=True)
+    assert blurred(16) - blurred(8) < 1e-9
+    assert coordinate.corners((0.33, 0.67, 1.0), blurred) == (16, 24)

@@ -26,6 +26,7 @@ from fxprune.measure import (
     _spread,
     measure,
     measure_interleaved,
+    pooled,
     ratio,
 )
 
@@ -132,6 +133,17 @@ def test_the_interval_of_a_ratio_knows_that_samples_of_a_turn_are_alike() -> Non
     steady = Measurement(1.0, 0.01, (1.0,) * 300, "cpu", True, turns=6)
     found = ratio(whole, steady)
     assert found.high - found.low > 0.02
+
+
+def test_a_network_compiled_several_times_is_as_fast_as_its_middle_engine() -> None:
+    engines = {
+        name: (scripted(spin(seconds)), INPUTS)
+        for name, seconds in (("slow", 3e-3), ("fast", 1e-3), ("usual", 1.2e-3))
+    }
+    found = pooled(list(measure_interleaved(engines, QUICK).values()))
+    assert found.seconds == pytest.approx(1.2e-3, rel=0.05)
+    assert found.spread > 1
+    assert found.turns == 3 * 5
 
 
 def test_a_kernel_of_twice_the_width_takes_longer_on_a_real_backend() -> None:

@@ -74,12 +74,11 @@ def paper(monkeypatch, tmp_path):
     def told(engine, *rest):
         return SimpleNamespace(seconds=seconds(engine), spread=0.0)
 
-    def in_turn(pairs, timing):
-        return {name: told(engine) for name, (engine, _) in pairs.items()}
+    def in_turn(networks, inputs):
+        return [told(engines[0]) for engines in networks]
 
-    for module in (kernels, gauges):
-        monkeypatch.setattr(module, "measure", told)
-    monkeypatch.setattr(gauges, "measure_interleaved", in_turn)
+    monkeypatch.setattr(kernels, "measure", told)
+    monkeypatch.setattr(gauges, "measure_networks", in_turn)
     monkeypatch.setattr(sys.modules["fxprune.optimize"], "summarise", lambda *found: None)
 
     def run(model, budget, **options):

@@ -192,8 +192,8 @@ class _Coordinate:
         aligned = {max(1, round(self.size * share / step)) * step for share in shares}
         kept = [self.size]
         for value in sorted({step, *aligned} - {self.size}, reverse=True):
-            # Two values on one tread cost the same, and tell nothing of the slope.
-            if value < self.size and rounded(value) < rounded(kept[-1]):
+            # Two values on one tread cost the same, and tell nothing of the slope but noise.
+            if value < self.size and rounded(value) <= rounded(kept[-1]) - self.unit / 2:
                 kept.append(value)
         return tuple(reversed(kept))
 
