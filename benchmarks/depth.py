@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=BACKENDS)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)
     spans, speeds, where = [SPANS_HEAD], [SPEED_HEAD], {}
     for name in chosen.networks:
         for backend in chosen.backends:

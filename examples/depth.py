@@ -22,9 +22,9 @@ from torch.nn import functional as F
 import fxprune
 from examples import digits
 from examples.demo import step
-from fxprune.backends import Settings, get_backend
+from fxprune.backends import Settings
 from fxprune.finalize import finalize
-from fxprune.measure import measure_interleaved
+from fxprune.gauges import ENGINES, measure_networks
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report
@@ -138,13 +138,13 @@ def slimmed(
 
 
 def latency_share(model: nn.Module, slim: fx.GraphModule, image: torch.Tensor) -> float:
-    """Slim over dense latency: both compiled afresh, and measured in turn."""
-    engines = {
-        "dense": get_backend(BACKEND).compile(model, (image,), SETTINGS),
-        "slim": fxprune.compile(slim, (image,), BACKEND, SETTINGS),
-    }
-    found = measure_interleaved({name: (engine, (image,)) for name, engine in engines.items()})
-    return found["slim"].seconds / found["dense"].seconds
+    """Slim over dense latency: both compiled afresh a few times, and measured in turn."""
+    engines = [
+        [fxprune.compile(module, (image,), BACKEND, SETTINGS) for _ in range(ENGINES)]
+        for module in (model, slim)
+    ]
+    dense, narrow = measure_networks(engines, (image,))
+    return narrow.seconds / dense.seconds
 
 
 def _kernels(module: nn.Module) -> int:
