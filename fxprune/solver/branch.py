@@ -5,19 +5,18 @@ two of its options are worth the same, one below the budget and one above it, an
 two is all that the dual sees.  Apart they have different prices and close bounds.  So the options
 of such a choice are split in two, best bound first, until labels settle what is left of each part.
 
-Every part knows a bound; together they bound the whole, at whatever point the search ends.
+Every part knows a bound; together they bound the whole, at whatever point the search ends.  The
+first two halves are kept with the whole, whose other budgets start from all that they have learnt.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
 
-from fxprune.solver.build import restrict
-from fxprune.solver.dual import Bundle, Dual
+from fxprune.solver.dual import Bundle, Dual, Mask, in_two
 from fxprune.solver.model import Model
 from fxprune.solver.problem import FloatArray, IntArray
 from fxprune.solver.reduction import ceilings, goal_of, highest, keep
@@ -50,20 +49,29 @@ def by_branching(
         if not parts or bound <= goal_of(bundle, budgets, gap, bound):
             break
         above, _, part, dual = heapq.heappop(parts)
-        ceiling = ceilings(part.sweep(dual.prices), dual)
-        below = min(-above, _by_labels(part, dual, ceiling, bundle, budgets, gap, bound))
+        below, ceiling = -above, ceilings(part.sweep(dual.prices), dual)
+        far = dual.bound - goal_of(bundle, budgets, gap, bound)
+        barren = part.is_barren(dual.prices, far)
+        if not barren:
+            below = min(below, _by_labels(part, dual, ceiling, bundle, budgets, gap, bound))
         goal = goal_of(bundle, budgets, gap, bound)
         if below <= max(goal, closed):
             closed = max(closed, below)
             continue
-        # What cannot reach the goal may go; what is left is smaller, and split the same.
-        closed = max(closed, goal)
-        halves = list(_halves(part, keep(part.model, ceiling, goal), budgets))
-        halves = halves or list(_halves(part, part.model, budgets))
+        part.mark_barren(dual.prices, far)
+        if part is bundle:
+            halves = part.halves(*split) if (split := _split(part, part.model, budgets)) else []
+        else:
+            # What cannot reach the goal may go; what is left is smaller, and split the same.
+            closed = max(closed, goal)
+            halves = _parts_of(part, keep(part.model, ceiling, goal), budgets)
+            halves = halves or _parts_of(part, part.model, budgets)
         if not halves:
+            if barren:
+                below = min(below, _by_labels(part, dual, ceiling, bundle, budgets, gap, bound))
             closed = max(closed, below)
-        for half in filter(lambda half: half.possible, map(Bundle, halves)):
-            half.evaluate(dual.prices)
+        for half in halves:
+            half.look_at(dual.prices)
             slack = goal_of(bundle, budgets, gap, bound) - bundle.worth(budgets)
             better = half.minimise(budgets, slack / 10)
             if (found := half.incumbent(budgets)) is not None:
@@ -99,12 +107,18 @@ def _by_labels(
     return below
 
 
-def _halves(part: Bundle, model: Model, budgets: IntArray) -> Iterator[Model]:
-    """The model of a part in two, where the points of the dual's mixture differ; or nothing."""
+def _parts_of(part: Bundle, model: Model, budgets: IntArray) -> list[Bundle]:
+    """The model of a part in two, or nothing."""
+    split = _split(part, model, budgets)
+    return [] if split is None else in_two(model, *split)
+
+
+def _split(part: Bundle, model: Model, budgets: IntArray) -> tuple[int, Mask] | None:
+    """A choice by which the points of the dual's mixture differ, and the lower of its options."""
     weight = part.mixture(budgets)
     mixed = [p.option for p, w in zip(part.points, weight, strict=True) if w > _SHARE]
     if not mixed:
-        return
+        return None
     low, high = np.min(mixed, axis=0), np.max(mixed, axis=0)
     tables = np.zeros(len(low), dtype=np.int64)
     for table in model.tables:
@@ -115,10 +129,6 @@ def _halves(part: Bundle, model: Model, budgets: IntArray) -> Iterator[Model]:
         if not tables[choice] or not len(between):
             continue
         lower = options <= between[(len(between) - 1) // 2]
-        if lower.all():
-            continue
-        for side in (lower, ~lower):
-            kept = [np.ones(size, dtype=bool) for size in model.sizes]
-            kept[choice] = side
-            yield restrict(model, kept)
-        return
+        if not lower.all():
+            return int(choice), lower
+    return None
