@@ -233,3 +233,18 @@ def involution(rng: random.Random, shape: Shape) -> nn.Module:
 @row(3, weight=0.4)
 def folded(rng: random.Random, shape: Shape) -> nn.Module:
     return images.Folded()
+
+
+@row(3, weight=0.4)
+def sampled(rng: random.Random, shape: Shape) -> nn.Module:
+    return images.Sampled((rng.choice([3, 4]), 4))
+
+
+@row(3, weight=0.4)
+def unpooled(rng: random.Random, shape: Shape) -> nn.Module | None:
+    return images.Unpooled() if min(shape[1:]) >= 2 else None
+
+
+@row(3, weight=0.4)
+def filtered(rng: random.Random, shape: Shape) -> nn.Module:
+    return images.Filtered((shape[1], shape[2]))

@@ -334,11 +334,13 @@ MIXING = frozenset(
     lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
     """.split()  # noqa: SIM905  (a list of names reads better in rows)
 )
-# Copies, padding and tensors of equal numbers have places that nothing flows into: it starts there.
+# Copies, padding, points outside of an image and tensors of equal numbers have places that nothing
+# flows into: it starts there.
 CREATING = frozenset(
     """
     zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
     expand expand_as broadcast_to repeat_interleave masked_fill unfold max_unpool2d
+    grid_sample grid_sampler
     """.split()  # noqa: SIM905
 )
 

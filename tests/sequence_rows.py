@@ -99,3 +99,9 @@ def pooled(rng: random.Random, shape: Shape) -> nn.Module | None:
         return None
     kinds = [nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(3), nn.ReflectionPad1d(1)]
     return sequences.Pool(rng.choice([*kinds, nn.Upsample(scale_factor=2, mode="linear")]))
+
+
+@row(2, weight=1.5)
+def messages(rng: random.Random, shape: Shape) -> nn.Module:
+    target = [rng.randrange(shape[0]) for _ in range(shape[0])]
+    return sequences.Messages(target, rng.choice(["add", "scatter", "put"]))

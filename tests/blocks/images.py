@@ -247,3 +247,37 @@ class Folded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         windows = torch.tanh(F.unfold(x, 3, padding=1))
         return F.fold(windows, x.shape[2:], 3, padding=1)
+
+
+class Sampled(nn.Module):
+    """Read at the points of a learned grid."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+        self.theta = nn.Parameter(torch.tensor([[0.5, 0.1, 0.0], [-0.1, 0.4, 0.1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.theta.expand(x.shape[0], 2, 3)
+        grid = F.affine_grid(theta, [x.shape[0], 1, *self.size], align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+class Unpooled(nn.Module):
+    """Maxima, changed and put back where they were."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        peaks, where = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(torch.tanh(peaks), where, 2, output_size=x.shape[2:])
+
+
+class Filtered(nn.Module):
+    """A learned filter over the frequencies of each channel."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+        self.gain = nn.Parameter(torch.rand(size[0], size[1] // 2 + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.gain, s=self.size)

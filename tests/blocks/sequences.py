@@ -264,3 +264,24 @@ class Turned(nn.Module):
         pairs = self.inner(x).unflatten(-1, (-1, 2))
         turn = torch.polar(torch.ones_like(self.angles), self.angles)
         return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+
+
+class Messages(nn.Module):
+    """Every token sends itself to another one, by one of the operators that write to indices."""
+
+    def __init__(self, target: list[int], style: str):
+        super().__init__()
+        self.style = style
+        self.register_buffer("target", torch.tensor(target))
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.style:
+            case "add":
+                return torch.zeros_like(x).index_add(1, self.target, x)
+            case "scatter":
+                index = self.target[None, :, None].expand(x.shape[0], -1, x.shape[-1])
+                return torch.zeros_like(x).scatter_add(1, index, x)
+            case _:
+                x = x * 1
+                x[:, self.target[:1]] = x[:, -1:].relu()
+                return x
