@@ -1,9 +1,10 @@
 """The closed loop: solve, slim, measure, correct, until the measurement lies within every budget.
 
-Tables tell costs up to a correction that depends on the whole network. What was measured so far
-corrects it: between measured candidates (and the dense network) the true cost is taken to be a
-straight line over the table's cost, and the solver is asked for that table cost which should come
-out just under the limit. Solving takes milliseconds; measuring is what costs.
+Tables tell costs up to a factor that depends on the whole network, and is alike for networks that
+are alike. So the factor of the latest candidate (at first, of the dense network) is taken for the
+next one, and the solver is asked for that table cost which should come out just under the limit;
+where that lies outside of what is known to be too much and too little, for the middle of the two.
+Solving takes milliseconds; measuring is what costs.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.units import format_resource
-
-Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +55,27 @@ class Candidate:
 
 @dataclass
 class _Correction:
-    """Pairs of (cost by the tables, actual cost) for one budget, and the line through them."""
+    """Pairs of (cost by the tables, actual cost) for one budget, the dense network's first."""
 
-    points: list[tuple[float, float]] = field(default_factory=list)
+    limit: float
+    points: list[tuple[float, float]]
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
-        tables, actual = self._line()
-        return float(np.interp(wanted, actual, tables))
+        guess = wanted / self._factor()
+        enough = max((t for t, actual in self.points if actual <= self.limit), default=0.0)
+        too_much = min((t for t, actual in self.points if actual > self.limit), default=math.inf)
+        if enough < too_much and not enough < guess < too_much:
+            return (enough + too_much) / 2 if too_much < math.inf else guess
+        return guess
 
     def expected(self, table_cost: float) -> float:
         """The actual cost to be expected of a table cost."""
-        tables, actual = self._line()
-        return float(np.interp(table_cost, tables, actual))
+        return table_cost * self._factor()
 
-    def _line(self) -> tuple[Array, Array]:
-        points = sorted([(0.0, 0.0), *self.points], key=lambda point: point[1])
-        tables, actual = (np.array(column) for column in zip(*points, strict=True))
-        return np.maximum.accumulate(tables), actual
+    def _factor(self) -> float:
+        table_cost, actual = self.points[-1]
+        return actual / table_cost if table_cost > 0 and actual > 0 else 1.0
 
 
 def close_the_loop(
@@ -87,7 +87,7 @@ def close_the_loop(
         BudgetError: no network within reach keeps them; with the least that can be reached.
     """
     dense = allocator.dense_costs()
-    corrections = [_Correction([(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
+    corrections = [_Correction(g.limit, [(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
     tried: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
