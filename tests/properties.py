@@ -340,7 +340,7 @@ CREATING = frozenset(
     """
     zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones new_empty
     expand expand_as broadcast_to repeat_interleave masked_fill unfold max_unpool2d
-    grid_sample grid_sampler
+    im2col grid_sample grid_sampler grid_sampler_2d
     """.split()  # noqa: SIM905
 )
 
