@@ -62,20 +62,29 @@ class _Correction:
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
-        guess = wanted / self._factor()
-        enough = max((t for t, actual in self.points if actual <= self.limit), default=0.0)
-        too_much = min((t for t, actual in self.points if actual > self.limit), default=math.inf)
-        if enough < too_much and not enough < guess < too_much:
-            return (enough + too_much) / 2 if too_much < math.inf else guess
-        return guess
+        guess, (enough, too_much) = wanted / self._factor(), self._known()
+        if enough < guess < too_much or not enough < too_much < math.inf:
+            return guess
+        return self.middle()
+
+    def middle(self) -> float:
+        """Half way between the highest table cost that was low enough and the lowest too high."""
+        enough, too_much = self._known()
+        return (enough + too_much) / 2 if too_much < math.inf else enough
 
     def expected(self, table_cost: float) -> float:
         """The actual cost to be expected of a table cost."""
         return table_cost * self._factor()
 
+    def _known(self) -> tuple[float, float]:
+        enough = max((t for t, actual in self.points if actual <= self.limit), default=0.0)
+        too_much = min((t for t, actual in self.points if actual > self.limit), default=math.inf)
+        return enough, too_much
+
     def _factor(self) -> float:
         table_cost, actual = self.points[-1]
-        return actual / table_cost if table_cost > 0 and actual > 0 else 1.0
+        # Functions of one's own may be zero, or turn out so.
+        return actual / table_cost if table_cost * actual > 0 else 1.0
 
 
 def close_the_loop(
@@ -96,12 +105,11 @@ def close_the_loop(
         tell(round_number, MOST_ROUNDS)
         limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
         allocation = allocator.solve(limits)
-        if not allocation.sizes:
+        if _key(allocation) in tried:
+            allocation = allocator.solve([c.middle() for c in corrections])
+        if not allocation.sizes or _key(allocation) in tried:
             break
-        key = (tuple(allocation.sizes.values()), allocation.parts)
-        if key in tried:
-            break
-        tried.add(key)
+        tried.add(_key(allocation))
         candidate = measured(allocation, gauges, slim)
         predicted = tuple(
             c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
@@ -116,11 +124,15 @@ def close_the_loop(
         for i, correction in enumerate(corrections):
             correction.points.append((allocation.costs[i], candidate.used[i]))
             if candidate.used[i] > gauges[i].limit:
-                # Whatever the line says, the next guess must not be the same again.
+                # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
     if best is None:
         best = last_resort(gauges, allocator, slim)
     return replace(best, rounds=tuple(rounds))
+
+
+def _key(allocation: Allocation) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    return tuple(allocation.sizes.values()), allocation.parts
 
 
 def last_resort(gauges: Sequence[Gauge], allocator: Allocator, slim: Slim) -> Candidate:

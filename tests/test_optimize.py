@@ -198,12 +198,20 @@ class Crooked(Gauge):
         return 0.2 + 0.8 * share**1.5
 
 
-def looped(share):
+class Lucky(Crooked):
+    """The first candidate is faster than others, for no reason that tables show."""
+
+    def actual(self, slim, allocation):
+        cost = super().actual(slim, allocation)
+        return 0.85 * cost if self.asked == 1 else cost
+
+
+def looped(share, kind=Crooked):
     model = small_resnet()
     captured = capture(model, (images(),))
     analysis = infer(captured)
     importance = magnitude(captured.module, analysis)
-    gauge = Crooked(analysis, share)
+    gauge = kind(analysis, share)
     allocator = Allocator.build(
         analysis, build_ladders(analysis, 1), importance, [gauge.tables], [1.0]
     )
@@ -217,6 +225,13 @@ def looped(share):
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
 def test_the_loop_corrects_tables_until_the_budget_is_kept_and_used(share):
     candidate, gauge = looped(share)
+    assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
+    assert gauge.asked <= 6
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+def test_the_loop_is_not_misled_by_one_fast_candidate(share):
+    candidate, gauge = looped(share, Lucky)
     assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
     assert gauge.asked <= 6
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 
-from fxprune.solver.branch import by_branching
-from fxprune.solver.dual import ROUNDING, Bundle, Dual
+from fxprune.solver.branch import Part, by_branching
+from fxprune.solver.dual import ROUNDING, Dual
 from fxprune.solver.model import Point
 from fxprune.solver.problem import IntArray
 from fxprune.solver.reduction import goal_of
@@ -25,7 +25,7 @@ _ASSIGNMENTS = 100
 
 
 def close(
-    bundle: Bundle, dual: Dual, budgets: IntArray, gap: float, parts: int
+    bundle: Part, dual: Dual, budgets: IntArray, gap: float, parts: int
 ) -> tuple[float, Point | None]:
     """A bound and the best assignment within the budgets, no more than the gap apart.
 
@@ -49,7 +49,7 @@ def close(
     return bound, bundle.incumbent(budgets)
 
 
-def _enumerate(bundle: Bundle, dual: Dual, budgets: IntArray) -> float:
+def _enumerate(bundle: Part, dual: Dual, budgets: IntArray) -> float:
     """Bound after trying the assignments that the prices favour; the bundle learns the best.
 
     These are all that are worth as much as the incumbent within the budgets, if they are few.

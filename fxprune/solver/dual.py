@@ -19,15 +19,11 @@ from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linprog
 
-from fxprune.solver.build import restrict
 from fxprune.solver.elimination import Plan, Sweep, plan_of
 from fxprune.solver.model import Model, Point
 from fxprune.solver.problem import FloatArray, IntArray
-
-Mask = npt.NDArray[np.bool_]
 
 # Rounding errors of an elimination, relative to the model's magnitude, stay well below this.
 ROUNDING = 1e-11
@@ -57,8 +53,6 @@ class Bundle:
         self._prices: list[FloatArray] = []
         self._relaxed: list[float] = []
         self._seen: set[tuple[float, bytes]] = set()
-        self._barren: dict[bytes, float] = {}
-        self._halves: dict[tuple[int, bytes], list[Bundle]] = {}
         self._forbidden = np.where(np.isfinite(model.flat_value), 0.0, -np.inf)
         self._cost = model.flat_cost.astype(np.float64)
         budgets = len(model.base_cost)
@@ -119,22 +113,6 @@ class Bundle:
         incumbent = self.incumbent(budgets)
         return -math.inf if incumbent is None else incumbent.value
 
-    def halves(self, choice: int, lower: Mask) -> list[Bundle]:
-        """The whole model in two, see `in_two`; kept with what they learn."""
-        key = choice, lower.tobytes()
-        if key not in self._halves:
-            self._halves[key] = in_two(self.model, choice, lower)
-        return self._halves[key]
-
-    def mark_barren(self, prices: FloatArray, far: float) -> None:
-        """Remember that labels do not close a dual at these prices that is so far from its goal."""
-        key = prices.tobytes()
-        self._barren[key] = min(far, self._barren.get(key, math.inf))
-
-    def is_barren(self, prices: FloatArray, far: float) -> bool:
-        """Whether that was found before, at whatever budget."""
-        return far >= self._barren.get(prices.tobytes(), math.inf)
-
     def best(self, budgets: IntArray) -> Dual:
         """The lowest of the bounds evaluated so far; -inf if every combination is forbidden."""
         if not self.possible:
@@ -180,20 +158,6 @@ class Bundle:
             b_eq=np.ones(1),
         )
         return np.zeros(len(use)) if result.x is None else np.asarray(result.x, dtype=np.float64)
-
-
-def in_two(model: Model, choice: int, lower: Mask) -> list[Bundle]:
-    """The model with the lower options of a choice, and with the others; what is not possible goes.
-
-    Args:
-        lower: [options of the choice in this model].
-    """
-    halves = []
-    for side in (lower, ~lower):
-        kept = [np.ones(size, dtype=bool) for size in model.sizes]
-        kept[choice] = side
-        halves.append(Bundle(restrict(model, kept)))
-    return [half for half in halves if half.possible]
 
 
 def _slope(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:

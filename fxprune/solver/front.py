@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.errors import InputError
+from fxprune.solver.branch import Part
 from fxprune.solver.build import model_of
 from fxprune.solver.close import close
-from fxprune.solver.dual import ROUNDING, Bundle
+from fxprune.solver.dual import ROUNDING
 from fxprune.solver.problem import EXACT, Problem, whole
 from fxprune.solver.reduction import allowance
 from fxprune.solver.solution import Solution, Status, measure
@@ -71,7 +72,7 @@ class Solver:
                 "Use for example gap=1e-4",
             )
         self._problem, self._gap, self._parts = problem, gap, parts
-        self._bundle = Bundle(model_of(problem))
+        self._bundle = Part(model_of(problem))
 
     def at(self, budgets: tuple[int, ...]) -> Solution:
         """The best assignment within these budgets instead of the problem's own."""
