@@ -25,9 +25,9 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
-from fxprune.gauges import ENGINES, measure_networks
 from fxprune.measure import ratio
 from fxprune.report import Round
+from fxprune.stopwatch import ENGINES, measure_networks
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
@@ -101,7 +101,7 @@ def row(
             raise
         blanks = ["-"] * (len(COLUMNS) - 5)
         seconds = f"{time.perf_counter() - start:.0f}"
-        return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} {'ms'} is the least"]
+        return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} ms is the least"]
     seconds = time.perf_counter() - start
     rounds = fxprune.report(slim).rounds
     whole = fxprune.report(slim).dense.latency

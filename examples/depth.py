@@ -24,10 +24,10 @@ from examples import digits
 from examples.demo import step
 from fxprune.backends import Settings
 from fxprune.finalize import finalize
-from fxprune.gauges import ENGINES, measure_networks
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report
+from fxprune.stopwatch import ENGINES, measure_networks
 
 WAYS = {
     "widths": {"drop_blocks": False, "merge_layers": False},

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor, fx
+from torch import fx
 
-from fxprune.backends.base import Backend, Engine
-from fxprune.backends.settings import Settings
 from fxprune.budget import Budget
 from fxprune.errors import InputError
-from fxprune.finalize import finalize
-from fxprune.measure import Measurement, Timing, measure_interleaved, pooled
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.merge import merged
-
-NETWORK_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=2.0, turns=2)
-ENGINES = 3
-"""How often a network is compiled to be measured, since no two engines are equally fast ..."""
-COMPILING = 5.0
-"""... while all but the last take less than so many seconds."""
+from fxprune.stopwatch import Stopwatch
 
 
 class Gauge(ABC):
@@ -142,71 +131,6 @@ class MetricGauge(Gauge):
         if not np.isfinite(value):
             raise InputError(f"The budget function returns {value}", f"budget {self.budget.name}")
         return value
-
-
-@dataclass(frozen=True)
-class Times:
-    """Latencies of the dense network and a slim one, measured in turn."""
-
-    dense: Measurement
-    slim: Measurement
-
-
-@dataclass
-class Stopwatch:
-    """Measures candidates beside the dense network, turn by turn.
-
-    Attributes:
-        engines: the dense network, compiled a few times.
-        dense: its latency.
-        times: what was measured of candidates.
-    """
-
-    backend: Backend
-    settings: Settings
-    inputs: tuple[Tensor, ...]
-    engines: tuple[Engine, ...]
-    dense: Measurement
-    times: dict[fx.GraphModule, Times] = field(default_factory=dict)
-
-    @staticmethod
-    def start(
-        backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
-    ) -> Stopwatch:
-        """Compile and measure the dense network."""
-        engines = compiled(backend, settings, module, inputs)
-        (dense,) = measure_networks([engines], inputs)
-        return Stopwatch(backend, settings, inputs, engines, dense)
-
-    def time(self, slim: fx.GraphModule) -> Times:
-        """Compile `slim` afresh, as it is deployed, and measure it beside the dense network."""
-        ready = finalize(slim, self.inputs)
-        engines = compiled(self.backend, self.settings, ready, self.inputs)
-        self.times[slim] = Times(*measure_networks([self.engines, engines], self.inputs))
-        return self.times[slim]
-
-
-def compiled(
-    backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
-) -> tuple[Engine, ...]:
-    """A network compiled a few times, if that does not take long."""
-    start = time.perf_counter()
-    engines = [backend.compile(module, inputs, settings)]
-    while len(engines) < ENGINES and time.perf_counter() - start < COMPILING:
-        engines.append(backend.compile(module, inputs, settings))
-    return tuple(engines)
-
-
-def measure_networks(
-    networks: Sequence[Sequence[Engine]], inputs: tuple[Tensor, ...]
-) -> list[Measurement]:
-    """The latencies of networks that were compiled some times each, measured turn by turn."""
-    engines = {f"{i} {j}": e for i, several in enumerate(networks) for j, e in enumerate(several)}
-    found = measure_interleaved({n: (e, inputs) for n, e in engines.items()}, NETWORK_TIMING)
-    return [
-        pooled([found[f"{i} {j}"] for j in range(len(several))])
-        for i, several in enumerate(networks)
-    ]
 
 
 class LatencyGauge(Gauge):

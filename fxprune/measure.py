@@ -177,25 +177,26 @@ def measure_interleaved(
         }
         least, each = timing.min_samples, _samples_of_a_turn(samplers.values(), timing)
         samples: dict[str, list[float]] = {name: [] for name in samplers}
-        turns = 0
+        alone, rounds = len(samplers) == 1, 0
         stop = time.perf_counter() + timing.max_seconds * len(samplers)
         converged = False
-        while not converged and (turns == 0 or time.perf_counter() < stop):
+        while not converged and (rounds == 0 or time.perf_counter() < stop):
             for name in shuffled.sample(list(samplers), len(samplers)):
-                if len(samplers) > 1:
+                if not alone:
                     samplers[name].warm_up(timing.warm_up)
                 samples[name].extend(samplers[name].sample() for _ in range(each))
-            turns += 1
-            enough = turns * each >= least and (len(samplers) == 1 or turns >= timing.turns)
+            rounds += 1
+            enough = rounds * each >= least and (alone or rounds >= timing.turns)
             converged = enough and max(map(_spread, samples.values())) <= timing.tolerance
+    turns = 1 if alone else rounds
     return {
         name: Measurement(
-            seconds=_estimate(taken) if len(samplers) == 1 else _of_turns(taken, turns),
+            seconds=_of_turns(taken, turns),
             spread=_spread(taken),
             samples=tuple(taken),
             clock=clock,
             converged=converged,
-            turns=1 if len(samplers) == 1 else turns,
+            turns=turns,
         )
         for name, taken in samples.items()
     }

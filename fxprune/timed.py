@@ -10,7 +10,6 @@ from fxprune import batches
 from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings
 from fxprune.cache import Cache
-from fxprune.gauges import Stopwatch
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
@@ -20,6 +19,7 @@ from fxprune.passes.latency import LatencyModel, build_latency_model
 from fxprune.passes.layers import Layer
 from fxprune.passes.merges import Merge
 from fxprune.progress import Tell
+from fxprune.stopwatch import Stopwatch
 
 # A merged kernel this many times slower than its parts, at dense widths, is not looked at further:
 # where the trunk is narrow it may still win.

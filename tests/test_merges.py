@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
-from fxprune import gauges, judge, prepare
+from fxprune import judge, prepare, stopwatch
 from fxprune.backends import Backend
 from fxprune.errors import PlanMismatch, VerificationError
 from fxprune.passes import kernels, verify_merged
@@ -78,7 +78,7 @@ def paper(monkeypatch, tmp_path):
         return [told(engines[0]) for engines in networks]
 
     monkeypatch.setattr(kernels, "measure", told)
-    monkeypatch.setattr(gauges, "measure_networks", in_turn)
+    monkeypatch.setattr(stopwatch, "measure_networks", in_turn)
     monkeypatch.setattr(sys.modules["fxprune.optimize"], "summarise", lambda *found: None)
 
     def run(model, budget, **options):

@@ -22,6 +22,12 @@ VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
     "image_size": 64, "patch_size": 16,
 }  # fmt: skip
+SOUND = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "conv_dim": [16, 16, 16], "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 2],
+    "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4, "classifier_proj_size": 16,
+}  # fmt: skip
 
 
 def tokens() -> dict[str, Tensor]:
@@ -282,40 +288,6 @@ MODELS: Mapping[str, Build] = {
         },
         spectrogram,
     ),
-    "wav2vec2": entry(
-        "Wav2Vec2ForSequenceClassification",
-        "Wav2Vec2Config",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "conv_dim": [16, 16, 16],
-            "conv_stride": [5, 2, 2],
-            "conv_kernel": [10, 3, 2],
-            "num_feat_extract_layers": 3,
-            "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 4,
-            "classifier_proj_size": 16,
-        },
-        sound,
-    ),
-    "hubert": entry(
-        "HubertForSequenceClassification",
-        "HubertConfig",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "conv_dim": [16, 16, 16],
-            "conv_stride": [5, 2, 2],
-            "conv_kernel": [10, 3, 2],
-            "num_feat_extract_layers": 3,
-            "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 4,
-            "classifier_proj_size": 16,
-        },
-        sound,
-    ),
+    "wav2vec2": entry("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", SOUND, sound),
+    "hubert": entry("HubertForSequenceClassification", "HubertConfig", SOUND, sound),
 }

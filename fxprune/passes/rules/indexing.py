@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,34 +57,22 @@ def index_select(op: Op) -> Outputs:
 @rule("gather")
 def gather(op: Op) -> Outputs:
     """Positions of `dim` chosen anew for every place; along other dimensions places correspond."""
-    axes, chosen = list(op.axes(op.args[0])), list(op.axes(op.arg(2, "index")))
+    axes, chosen = op.axes(op.args[0]), op.axes(op.arg(2, "index"))
     if not axes:
-        return tuple(chosen)
-    dim = op.arg(1, "dim") % len(axes)
-    for d, (mine, theirs) in enumerate(zip(axes, chosen, strict=True)):
-        if d != dim and mine.size == theirs.size:
-            op.unify(mine, theirs)
-            continue
-        op.freeze(mine, CHOSEN)
-        op.freeze(theirs, CHOSEN)
+        return chosen
+    _correspond(op, axes, chosen, op.arg(1, "dim"))
     return tuple(op.unifier.resolve(axis) for axis in chosen)
 
 
 @rule("index_add", "index_copy")
 def index_add(op: Op) -> Outputs:
     """Rows of a source go to chosen positions of `dim`; along the others positions correspond."""
-    axes, dim = op.axes(op.args[0]), op.arg(1, "dim")
-    source = op.axes(op.arg(3, "source"))
+    axes, source = op.axes(op.args[0]), op.axes(op.arg(3, "source"))
     if len(source) != len(axes) or not axes:
         return _all_chosen(op)
     for axis in op.axes(op.arg(2, "index")):
         op.freeze(axis, CHOSEN)
-    for d, (mine, theirs) in enumerate(zip(axes, source, strict=True)):
-        if d == dim % len(axes):
-            op.freeze(mine, CHOSEN)
-            op.freeze(theirs, CHOSEN)
-        else:
-            op.unify(mine, theirs)
+    _correspond(op, axes, source, op.arg(1, "dim"))
     return tuple(op.unifier.resolve(axis) for axis in axes)
 
 
@@ -92,14 +82,8 @@ def scatter(op: Op) -> Outputs:
     axes, *others = (op.axes(t) for t in tensors([op.args, op.kwargs]) if t.dim())
     if not axes or any(len(other) != len(axes) for other in others):
         return _all_chosen(op)
-    dim = op.arg(1, "dim") % len(axes)
     for other in others:
-        for d, (mine, theirs) in enumerate(zip(axes, other, strict=True)):
-            if d != dim and mine.size == theirs.size:
-                op.unify(mine, theirs)
-                continue
-            op.freeze(mine, CHOSEN)
-            op.freeze(theirs, CHOSEN)
+        _correspond(op, axes, other, op.arg(1, "dim"))
     return tuple(op.unifier.resolve(axis) for axis in axes)
 
 
@@ -121,6 +105,16 @@ def index_put(op: Op) -> Outputs:
     for axis in values[: max(len(values) - behind, 0)]:
         op.freeze(axis, CHOSEN)
     return tuple(op.unifier.resolve(axis) for axis in axes)
+
+
+def _correspond(op: Op, axes: Sequence[Axis], others: Sequence[Axis], dim: int) -> None:
+    """Positions are the same, but along `dim` and where there are not as many: chosen there."""
+    for d, (mine, theirs) in enumerate(zip(axes, others, strict=True)):
+        if d != dim % len(axes) and mine.size == theirs.size:
+            op.unify(mine, theirs)
+        else:
+            op.freeze(mine, CHOSEN)
+            op.freeze(theirs, CHOSEN)
 
 
 def _consumed(index: Tensor | None) -> int:

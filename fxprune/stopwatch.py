@@ -1,0 +1,85 @@
+"""Latencies of whole networks: each compiled a few times, all measured turn by turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from fxprune.backends.base import Backend, Engine
+from fxprune.backends.settings import Settings
+from fxprune.finalize import finalize
+from fxprune.measure import Measurement, Timing, measure_interleaved, pooled
+
+NETWORK_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=2.0, turns=2)
+ENGINES = 3
+"""How often a network is compiled to be measured, since no two engines are equally fast."""
+COMPILING = 5.0
+"""Seconds of compiling after which no further engine is made."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Latencies of the dense network and a slim one, measured in turn."""
+
+    dense: Measurement
+    slim: Measurement
+
+
+@dataclass
+class Stopwatch:
+    """Measures candidates beside the dense network, turn by turn.
+
+    Attributes:
+        engines: the dense network, compiled a few times.
+        dense: its latency.
+        times: what was measured of candidates.
+    """
+
+    backend: Backend
+    settings: Settings
+    inputs: tuple[Tensor, ...]
+    engines: tuple[Engine, ...]
+    dense: Measurement
+    times: dict[fx.GraphModule, Times] = field(default_factory=dict)
+
+    @staticmethod
+    def start(
+        backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
+    ) -> Stopwatch:
+        """Compile and measure the dense network."""
+        engines = compiled(backend, settings, module, inputs)
+        (dense,) = measure_networks([engines], inputs)
+        return Stopwatch(backend, settings, inputs, engines, dense)
+
+    def time(self, slim: fx.GraphModule) -> Times:
+        """Compile `slim` afresh, as it is deployed, and measure it beside the dense network."""
+        ready = finalize(slim, self.inputs)
+        engines = compiled(self.backend, self.settings, ready, self.inputs)
+        self.times[slim] = Times(*measure_networks([self.engines, engines], self.inputs))
+        return self.times[slim]
+
+
+def compiled(
+    backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> tuple[Engine, ...]:
+    """A network compiled a few times, if that does not take long."""
+    start = time.perf_counter()
+    engines = [backend.compile(module, inputs, settings)]
+    while len(engines) < ENGINES and time.perf_counter() - start < COMPILING:
+        engines.append(backend.compile(module, inputs, settings))
+    return tuple(engines)
+
+
+def measure_networks(
+    networks: Sequence[Sequence[Engine]], inputs: tuple[Tensor, ...]
+) -> list[Measurement]:
+    """The latencies of networks that were compiled some times each, measured turn by turn."""
+    engines = {f"{i} {j}": e for i, several in enumerate(networks) for j, e in enumerate(several)}
+    found = measure_interleaved({n: (e, inputs) for n, e in engines.items()}, NETWORK_TIMING)
+    return [
+        pooled([found[f"{i} {j}"] for j in range(len(several))])
+        for i, several in enumerate(networks)
+    ]
