@@ -97,7 +97,7 @@ def test_tables_agree_with_the_kernels_at_every_width(model, formula, tmp_path):
     captured, analysis, layers, choices = prepared(model, images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
         tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
-    dense = sum(seconds_of(layer.region) for layer in layers) + 5e-6
+    dense = sum(seconds_of(layer.region) for layer in layers)
     built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, None)
     assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
     for option in (0, 1):
@@ -117,15 +117,31 @@ def test_the_sum_of_kernels_never_exceeds_the_whole_network(formula, tmp_path):
     assert sum(built.by_layer({}).values()) == pytest.approx(alone / 2)
 
 
+def test_what_no_layer_takes_shrinks_with_the_tensors_between(formula, tmp_path):
+    captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+    alone = sum(seconds_of(layer.region) for layer in layers)
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, 2 * alone, None)
+    assert built.tables.constant == 0
+    assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(2 * alone)
+    narrow = dict.fromkeys(choices.domains, 0)
+    sizes = {atom: rung.widths[0] for atom, rung in choices.ladders.items()}
+    between = built.tables.at(narrow) - sum(built.by_layer(sizes).values())
+    assert 0 < between < 0.5 * alone
+
+
 def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
     captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
         tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     profile = {layer.node: 2 * seconds_of(layer.region) for layer in layers} | {"mean": 3e-6}
-    dense = sum(profile.values()) + 1e-6
-    built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, profile)
+    copied = profile | {"[reorder]": 1e-6}
+    dense = 1.5 * sum(copied.values())
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, copied)
     assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
-    assert built.by_layer({}) == pytest.approx({n: s for n, s in profile.items() if n != "mean"})
+    told = {name: 1.5 * seconds for name, seconds in profile.items() if name != "mean"}
+    assert built.by_layer({}) == pytest.approx(told)
 
 
 def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):

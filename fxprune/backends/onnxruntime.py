@@ -5,8 +5,6 @@ https://onnxruntime.ai/docs/api/python/api_summary.html
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,22 +143,10 @@ def _region_model(region: Region, settings: Settings) -> bytes:
 def _kernel_seconds(
     engine: OnnxRuntimeEngine, inputs: tuple[Tensor, ...], runs: int
 ) -> dict[str, list[float]]:
-    """Seconds of every run of every kernel, in a session of its own that logs them."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = _options(engine.settings)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        session, feed = _session(engine.model, options), engine.feed(inputs)
-        for _ in range(runs):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    seconds: dict[str, list[float]] = {}
-    for event in events:
-        if event["cat"] == "Node":
-            # Convolutions in the blocked layout are named after the value that they give.
-            kernel = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
-            seconds.setdefault(kernel, []).append(event["dur"] * 1e-6)
-    return seconds
+    """Seconds of every run of every kernel."""
+    from fxprune.backends.onnxruntime_log import kernel_seconds
+
+    return kernel_seconds(engine.model, _options(engine.settings), engine.feed(inputs), runs)
 
 
 def _options(settings: Settings) -> Any:

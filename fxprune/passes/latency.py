@@ -84,27 +84,33 @@ def build_latency_model(
 
     Args:
         profile: seconds of each node of `module` inside the dense network, where the backend can
-            tell. It puts each layer's table, and everything between the layers, right at the
-            dense widths. Without it, what the layers leave of the whole is shared out by size.
+            tell, and of what it does besides. It puts each layer's table, and everything between
+            the layers, right at the dense widths. What it tells of no node, and without a profile
+            what the layers leave of the whole, is shared out by the size of what is between.
         merged: tables of the spans that may be merged, by name.
     """
     inside = {name for table in tables for name in table.layer.fused}
     others = _other_tensors(module, analysis, inside)
     kernels = [table.at({}) for table in tables]
+    elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
     if profile:
         told = [sum(profile.get(n, 0.0) for n in table.layer.fused) for table in tables]
         seconds = [t or kernel for t, kernel in zip(told, kernels, strict=True)]
         between = {name: profile.get(name, 0.0) for name, _ in others}
+        left = sum(profile.values()) - sum(told) - sum(between.values())
     else:
         seconds = kernels
-        left = max(dense_seconds - sum(kernels), 0.0)
-        elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
-        whole = sum(elements.values())
-        between = {name: left * count / whole for name, count in elements.items()}
+        between = dict.fromkeys(elements, 0.0)
+        left = dense_seconds - sum(kernels)
+    # Copies and reorderings, which the backend puts where it likes.
+    whole = sum(elements.values()) or 1
+    for name, count in elements.items():
+        between[name] += max(left, 0.0) * count / whole
     known = sum(seconds) + sum(between.values())
-    shrink = min(1.0, dense_seconds / known) if known else 1.0
-    total = Tables(choices.domains, constant=max(dense_seconds - known * shrink, 0.0))
-    scales = [shrink * s / k for s, k in zip(seconds, kernels, strict=True)]
+    # The clock of the whole is what counts; profiles and kernels alone run ahead of it or behind.
+    pace = dense_seconds / known if known else 1.0
+    total = Tables(choices.domains, constant=0.0 if known else dense_seconds)
+    scales = [pace * s / k for s, k in zip(seconds, kernels, strict=True)]
     for table, scale in zip(tables, scales, strict=True):
         layer = table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
@@ -112,7 +118,7 @@ def build_latency_model(
     for name, tensors in others:
         count = sum(map(_elements, tensors))
         for axes in tensors:
-            share = shrink * between[name] / count if count else 0.0
+            share = pace * between[name] / count if count else 0.0
             widths = [choices.width(axis) for axis in axes]
             total.add_product(widths, share, choices.runs.get(name))
     merges = {}
@@ -126,7 +132,7 @@ def build_latency_model(
             if (other.layer.region.groups > 1) == (layer.region.groups > 1)
         ]
         alone = sum(kernels[i] for i in alike)
-        scale = sum(scales[i] * kernels[i] for i in alike) / alone if alone else shrink
+        scale = sum(scales[i] * kernels[i] for i in alike) / alone if alone else pace
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
         gate = choices.forms.taken(merge.name)
         total.add_function(widths, partial(_scaled, table, scale), gate)

@@ -124,7 +124,8 @@ def _widths(group: Group, analysis: Analysis, multiple_of: int) -> tuple[int, ..
     # One position may stand for several channels (a head, a group of a convolution).
     channels = max(_multiplicity(analysis.tensors[m.tensor][m.dim], group) for m in group.members)
     step = multiple_of // math.gcd(multiple_of, channels)
-    step = max(1, min(step, group.size // FEWEST))
+    # Where there are few positions, half the alignment or a quarter of it, which kernels may like.
+    step = max(d for d in range(1, step + 1) if step % d == 0 and d <= max(1, group.size // FEWEST))
     step *= -(-group.size // (step * MOST))
     return (*range(step, group.size, step), group.size)
 
