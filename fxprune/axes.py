@@ -305,18 +305,28 @@ class Unifier:
         return (factor,) if len(sizes) <= 1 else self.factor(factor, sizes, reason)
 
     def _unify_pieces(self, left: Axis, right: Axis, reason: Reason) -> None:
-        """At least one side is a concatenation: cut the other at its first boundary, and go on."""
-        while True:
-            left, right = self.resolve(left), self.resolve(right)
-            if left.size == 0:
-                return
-            if not (isinstance(left, Concat) or isinstance(right, Concat)):
-                self.unify(left, right, reason)
-                return
-            size = min(_first_piece(left).size, _first_piece(right).size)
-            left_head, left = self._cut(left, size)
-            right_head, right = self._cut(right, size)
-            self.unify(left_head, right_head, reason)
+        """At least one side is a concatenation: piece by piece, each cut where the other ends."""
+        # What is still to do, the next piece last.
+        mine, theirs = [left], [right]
+        while (a := self._next_piece(mine)) is not None:
+            b = self._next_piece(theirs)
+            assert b is not None, "both sides have equally many positions"
+            if a.size > b.size:
+                a, rest = self._cut(a, b.size)
+                mine.append(rest)
+            elif b.size > a.size:
+                b, rest = self._cut(b, a.size)
+                theirs.append(rest)
+            self.unify(a, b, reason)
+
+    def _next_piece(self, pieces: list[Axis]) -> Axis | None:
+        """Take the last of `pieces` that has positions, taken apart as far as it is known to be."""
+        while pieces:
+            piece = self.resolve(pieces.pop())
+            if not isinstance(piece, Concat):
+                return piece
+            pieces.extend(reversed(piece.parts))
+        return None
 
     def _cut(self, axis: Axis, offset: int) -> tuple[Axis, Axis]:
         """`axis` as two consecutive pieces, the first with `offset` positions."""
@@ -368,10 +378,6 @@ def _strides(axis: Product) -> set[int]:
 def _with_stride(axis: Product) -> list[tuple[Axis, int]]:
     strides = [prod(f.size for f in axis.factors[i + 1 :]) for i in range(len(axis.factors))]
     return list(zip(axis.factors, strides, strict=True))
-
-
-def _first_piece(axis: Axis) -> Axis:
-    return axis.parts[0] if isinstance(axis, Concat) else axis
 
 
 def _flatten(groups: Iterable[Axes]) -> list[Axis]:
