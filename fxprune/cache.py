@@ -85,6 +85,11 @@ class Cache:
         texts = self._store.read([key.text() for key in keys])
         return [None if text is None else json.loads(text) for text in texts]
 
+    def machines(self) -> set[tuple[str, str, str]]:
+        """(backend, device, version) of all measurements."""
+        keys = map(json.loads, self._store.read_all())
+        return {(key["backend"], key["device"], key["version"]) for key in keys}
+
     def put(self, key: Key, value: Mapping[str, Any]) -> None:
         """Keep a value; once this returns, killing the process cannot lose it."""
         self.put_many([(key, value)])

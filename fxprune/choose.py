@@ -16,6 +16,7 @@ from fxprune.gauges import (
     MemoryGauge,
     MetricGauge,
     ParamsGauge,
+    TabledLatencyGauge,
 )
 from fxprune.passes.allocate import Allocator
 from fxprune.passes.allocation.widths import Choices, Tables
@@ -80,6 +81,8 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
         def tables(choices: Choices) -> Tables:
             return timed.model(choices).tables
 
+        if timed.watch is None:
+            return TabledLatencyGauge(budget, timed.dense, tables)
         return LatencyGauge(budget, timed.watch, tables)
     if budget.resource == "macs":
         return MacsGauge(budget, prepared.analysis)

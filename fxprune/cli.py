@@ -3,6 +3,7 @@
 fxprune backends
 fxprune analyze torchvision:resnet18 --input 1x3x224x224
 fxprune optimize my_package.models:build --input 1x3x224x224 --budget "60% latency" --out slim/
+fxprune table build torchvision:resnet18 --input 1x3x224x224 --backend tensorrt
 fxprune table export latencies.json
 """
 
@@ -83,7 +84,9 @@ def optimize(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the slim network and its report.")],
     weights: Weights = None,
-    backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help='Where latency is measured; "tensorrt@Orin": on another machine.')
+    ] = "auto",
     drop_blocks: Annotated[
         bool, typer.Option(help="Whether whole residual blocks may go as well.")
     ] = True,
@@ -133,6 +136,29 @@ def optimize(
     report.plot(out / "layers.png")
     report.print()
     Console().print(f"Written to {out}", markup=False)
+
+
+@table_app.command("build")
+def build_table(
+    spec: Spec,
+    input: Inputs,
+    backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "auto",
+    multiple_of: Annotated[
+        int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
+    ] = None,
+) -> None:
+    """Measure all that slimming a model asks for, so that it can be slimmed on another machine."""
+    from fxprune.cache import Cache
+    from fxprune.prepare import Options, prepare
+    from fxprune.progress import shown
+
+    options = Options(
+        backend=backend, importance="magnitude", multiple_of=multiple_of, merge_layers=True
+    )
+    with shown(True) as tell:
+        prepare(build(spec), examples(input), options, [None], tell)
+    with Cache() as cache:
+        Console().print(f"{len(cache)} latencies in {cache.path}", markup=False)
 
 
 @table_app.command("export")

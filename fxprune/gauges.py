@@ -10,6 +10,7 @@ from torch import fx
 
 from fxprune.budget import Budget
 from fxprune.errors import InputError
+from fxprune.measure import Measurement
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
@@ -157,6 +158,29 @@ class LatencyGauge(Gauge):
             # Relative to the dense network as it ran beside the candidate, drift and all.
             return found.slim.seconds / found.dense.seconds * self.dense
         return found.slim.seconds
+
+
+class TabledLatencyGauge(Gauge):
+    """Seconds of one forward pass on another machine, as its tables tell."""
+
+    unit = 1e-9
+
+    def __init__(
+        self, budget: Budget, dense: Measurement, build: Callable[[Choices], Tables]
+    ) -> None:
+        self.budget = budget
+        self.dense = self.whole = dense.seconds
+        self.limit = budget.resolve(self.dense)
+        self._build = build
+        self._tables: Tables | None = None
+
+    def tables(self, choices: Choices) -> Tables:
+        self._tables = self._build(choices)
+        return self._tables
+
+    def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        assert self._tables is not None, "an allocation is made from tables"
+        return self._tables.at(allocation.solution.assignment)
 
 
 def count_params(module: fx.GraphModule) -> int:

@@ -71,7 +71,9 @@ def optimize(
         data: batches of (inputs, targets) for Taylor importance; a list or a `DataLoader`.
         loss: `loss(outputs, targets)`, a scalar; cross-entropy if not given.
         backend: the deployment compiler whose latency counts: a name of `fxprune backends`. For
-            several at once, give each its own `Budget("latency", ..., backend=...)`.
+            several at once, give each its own `Budget("latency", ..., backend=...)`. With part of
+            another machine's name, `"tensorrt@Orin"`, what was measured there counts, see
+            `fxprune table`; nothing is measured then.
         settings: precision, threads and so on of that compiler.
         importance: "taylor" (needs data), "magnitude", or "auto": taylor if there is data.
         multiple_of: alignment of channel counts; what the backend likes, if not given.
@@ -101,6 +103,7 @@ def optimize(
         InputError: model, example inputs, data or settings cannot be used.
         CaptureError: the model cannot be captured as a graph.
         BackendUnavailable: the backend cannot run here; the message says how to install it.
+        MeasurementError: something was not measured on the other machine that `backend` names.
         VerificationError: the slim model is not equal to the masked original; nothing is returned.
     """
     budgets = parse(budget)

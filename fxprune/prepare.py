@@ -17,6 +17,7 @@ from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings, get_backend
 from fxprune.batches import Data
 from fxprune.cache import Cache
+from fxprune.elsewhere import Elsewhere, elsewhere
 from fxprune.errors import InputError
 from fxprune.judge import by_damage, by_guess
 from fxprune.passes.allocate import Allocation, plan_of
@@ -120,7 +121,7 @@ def prepare(
     options = _checked(options)
     device = _device_type(model)
     backends = {
-        place: get_backend(options.backend if place is None else place, device)
+        place: _backend(options.backend if place is None else place, device, options.cache)
         for place in dict.fromkeys(places)
     }
     if backends:
@@ -140,7 +141,7 @@ def prepare(
     importance = _judge(captured.module, analysis, options, tell)
     layers = find_layers(captured.module, analysis)
     timed = {
-        place: Timed.start(
+        place: (Timed.recall if isinstance(backend, Elsewhere) else Timed.start)(
             bench_of(backend, options.settings, captured, alignment, options.cache, tell),
             captured,
             analysis,
@@ -177,6 +178,12 @@ def _checked(options: Options) -> Options:
     if isinstance(data, Iterator):
         data = list(islice(data, STREAMED))
     return replace(options, ignore=ignore, data=data)
+
+
+def _backend(place: str | Backend, device_type: str, cache: str | None) -> Backend:
+    if isinstance(place, str) and "@" in place:
+        return elsewhere(place, cache)
+    return get_backend(place, device_type)
 
 
 def _device_type(model: nn.Module) -> str:

@@ -104,7 +104,8 @@ class Report:
 
     `dropped` are the residual blocks that went, `merged` the layers that become one on deployment,
     span by span; the slim side is the network as deployed. `calls` tells how often a budget that is
-    a function was called, the dense network included.
+    a function was called, the dense network included. `tabled` are the seconds of both sides on
+    another machine, as tables measured there tell.
     """
 
     dense: Side
@@ -119,6 +120,7 @@ class Report:
     dropped: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     calls: int = 0
+    tabled: tuple[float, float] | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -161,6 +163,8 @@ class Report:
             ratio = f"{slim.seconds / dense.seconds:.3f}"
             rows.append(("latency", format_latency(dense), format_latency(slim), ratio))
             rows.append(("speed-up", "", f"{self.speedup:.2f}x", ""))
+        if self.tabled is not None:
+            rows.append(_row("latency by tables", *self.tabled, format_seconds))
         return tuple(rows)
 
     def layer_table(self) -> Table:
@@ -189,6 +193,11 @@ class Report:
             lines.append(
                 f"Verified: largest relative error {proof.max_relative_error:.1e} over "
                 f"{proof.nodes} nodes (at {proof.worst_node})."
+            )
+        if self.tabled is not None:
+            lines.append(
+                "Latency is what tables of another machine tell, as a whole mostly within some per "
+                "cent; it was not measured here."
             )
         if self.calls:
             lines.append(f"The budget's function was called {self.calls} times.")

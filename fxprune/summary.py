@@ -38,7 +38,11 @@ def summarise(
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     deployed = merged(candidate.module)
-    times = timed.watch.times.get(candidate.module) if timed is not None else None
+    watch = timed.watch if timed is not None else None
+    times = watch.times.get(candidate.module) if watch is not None else None
+    tabled = None
+    if timed is not None and latency is not None and watch is None:
+        tabled = (timed.dense.seconds, latency.tables.at(solution.assignment))
     return Report(
         dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
         slim=_side(
@@ -59,6 +63,7 @@ def summarise(
         calls=choice.calls,
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
+        tabled=tabled,
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
     )
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from torch import Tensor
+
 from fxprune import batches
 from fxprune.axes import Atom
-from fxprune.backends import Backend, Settings
-from fxprune.cache import Cache
+from fxprune.backends import Backend, Settings, profiles
+from fxprune.cache import Cache, Key
+from fxprune.elsewhere import unknown
+from fxprune.measure import PROTOCOL, Measurement
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
-from fxprune.passes.infer import Analysis
+from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.kernels import LayerLatency, measure_layers
 from fxprune.passes.latency import LatencyModel, build_latency_model
 from fxprune.passes.layers import Layer
@@ -58,12 +63,39 @@ class Bench:
                 partial(self.tell, "Measuring kernels"),
             )
 
+    def remember(
+        self, captured: Captured, dense: Measurement, profile: Mapping[str, float] | None
+    ) -> None:
+        """Keep what a network takes as a whole, for machines to which the cache is carried."""
+        with Cache(self.cache) as store:
+            store.put(self._key(captured), {"dense": dense.to_json(), "profile": profile})
+
+    def recall(self, captured: Captured) -> tuple[Measurement, Mapping[str, float] | None]:
+        """What was kept of a network: its latency and its profile.
+
+        Raises:
+            MeasurementError: it was not measured.
+        """
+        with Cache(self.cache) as store:
+            kept = store.get(self._key(captured))
+        if kept is None:
+            raise unknown(self.backend, "this network")
+        return Measurement.from_json(kept["dense"]), kept["profile"]
+
+    def _key(self, captured: Captured) -> Key:
+        backend = self.backend
+        device, version = backend.device(self.device), backend.version()
+        subject, protocol = f"network {_structure(captured)}", f"{PROTOCOL} {profiles.PROTOCOL}"
+        return Key(device, backend.name, version, self.settings, subject, protocol)
+
 
 @dataclass(frozen=True)
 class Timed:
     """The dense network measured on a backend, and tables of what slimming would change.
 
     Attributes:
+        dense: latency of the dense network.
+        watch: measures candidates beside it; None for a backend that is elsewhere.
         profile: seconds of every node in the dense network, where the backend can tell.
         layers: the table of every layer.
         merges: the tables of spans that may be merged, by name.
@@ -72,7 +104,8 @@ class Timed:
     bench: Bench
     captured: Captured
     analysis: Analysis
-    watch: Stopwatch
+    dense: Measurement
+    watch: Stopwatch | None
     profile: Mapping[str, float] | None
     layers: tuple[LayerLatency, ...]
     merges: Mapping[str, LayerLatency] = field(default_factory=dict)
@@ -92,7 +125,25 @@ class Timed:
         watch = Stopwatch.start(backend, bench.settings, captured.module, inputs)
         tables = bench.tables(layers, ladders)
         profile = backend.profile(watch.engines[0], inputs)
-        return Timed(bench, captured, analysis, watch, profile, tables)
+        bench.remember(captured, watch.dense, profile)
+        return Timed(bench, captured, analysis, watch.dense, watch, profile, tables)
+
+    @staticmethod
+    def recall(
+        bench: Bench,
+        captured: Captured,
+        analysis: Analysis,
+        layers: Sequence[Layer],
+        ladders: Mapping[Atom, Ladder],
+    ) -> Timed:
+        """The same from what was measured elsewhere.
+
+        Raises:
+            MeasurementError: the network or one of its kernels was not measured there.
+        """
+        dense, profile = bench.recall(captured)
+        tables = bench.tables(layers, ladders)
+        return Timed(bench, captured, analysis, dense, None, profile, tables)
 
     def with_merges(self, merges: Iterable[Merge], ladders: Mapping[Atom, Ladder]) -> Timed:
         """The same with the merged kernels of `merges` measured too."""
@@ -118,10 +169,22 @@ class Timed:
             self.analysis,
             choices,
             self.layers,
-            self.watch.dense.seconds,
+            self.dense.seconds,
             self.profile,
             self.merges,
         )
+
+
+def _structure(captured: Captured) -> str:
+    """Everything that a network's latency depends on but the numbers in its tensors."""
+    module = captured.module
+    lines = [
+        str(module.graph),
+        *(f"{name} {part!r}" for name, part in module.named_modules() if not [*part.children()]),
+        *(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in named_tensors(module)),
+        *(f"{t.dtype} {tuple(t.shape)}" for t in captured.example_inputs if isinstance(t, Tensor)),
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def bench_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def build():
 
 def two():
     return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3)
+    )
 
 ready = nn.ReLU()
 
@@ -144,14 +150,21 @@ def test_optimize_writes_the_slim_network_and_all_about_it(own_models, monkeypat
     assert slim(torch.rand(4, 3)).shape == (4, 2)
 
 
-def test_the_latency_table_goes_to_another_machine_and_back(tmp_path, monkeypatch, capsys):
-    exported = tmp_path / "latencies.json"
-    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "here"))
-    assert run_main(monkeypatch, "table", "export", str(exported)) == 0
-    assert "0 latencies written" in capsys.readouterr().out
+def test_a_table_that_is_carried_along_is_all_that_another_machine_needs(
+    own_models, tmp_path, monkeypatch, capsys
+):
+    exported, out = tmp_path / "latencies.json", tmp_path / "slim"
+    model = ("own_models:network", "--input", "1x3x16x16")
     monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "there"))
+    assert run_main(monkeypatch, "table", "build", *model, "--backend", "onnxruntime") == 0
+    assert run_main(monkeypatch, "table", "export", str(exported)) == 0
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "here"))
+    elsewhere = ("--backend", "onnxruntime@", "--budget", "60% latency", "--out", str(out))
+    assert run_main(monkeypatch, "optimize", *model, *elsewhere) == 2
+    assert "fxprune table import" in capsys.readouterr().err
     assert run_main(monkeypatch, "table", "import", str(exported)) == 0
-    assert "0 latencies read" in capsys.readouterr().out
+    assert run_main(monkeypatch, "optimize", *model, *elsewhere) == 0
+    assert json.loads((out / "report.json").read_text())["tabled"][0] > 0
 
 
 def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch, capsys):

@@ -70,11 +70,11 @@ class Engine(ABC):
 class Backend(ABC):
     """A deployment compiler; stateless, so one instance serves everybody."""
 
-    name: ClassVar[str]
+    name: str
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
     takes_channels_last: ClassVar[bool] = False
-    alignment: ClassVar[int] = 8
+    alignment: int = 8
     """Channel counts that are a multiple of this run well; others can be slower than wider ones."""
 
     @abstractmethod
