@@ -102,7 +102,7 @@ def row(
         blanks = ["-"] * (len(COLUMNS) - 5)
         seconds = f"{time.perf_counter() - start:.0f}"
         return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} ms is the least"]
-    seconds = time.perf_counter() - start
+    took = time.perf_counter() - start
     rounds = fxprune.report(slim).rounds
     whole = fxprune.report(slim).dense.latency
     assert whole is not None
@@ -115,7 +115,7 @@ def row(
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
         f"{len(rounds)}",
-        f"{seconds:.0f}",
+        f"{took:.0f}",
         "yes" if LOWEST * budget <= 100 * share.value <= budget else "no",
     ]
 

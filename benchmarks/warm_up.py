@@ -16,14 +16,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torchvision
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.latency_budget import network
 from fxprune.backends import get_backend
 from fxprune.backends.settings import Settings
-from fxprune.passes.capture import capture
 
 NETWORKS = ("shufflenet_v2_x1_0", "mobilenet_v2", "resnet18")
 EDGES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -52,8 +51,8 @@ def main() -> None:
 
 def runner(name: str, backend: str, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
     """A network of torchvision, compiled for one thread."""
-    module = capture(network(name), inputs).module
-    return get_backend(backend).compile(module, inputs, Settings(threads=1)).runner(*inputs)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    return get_backend(backend).compile(model, inputs, Settings()).runner(*inputs)
 
 
 def by_time(run: Callable[[], object], other: Callable[[], object]) -> list[float]:

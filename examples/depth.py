@@ -24,6 +24,7 @@ from examples import digits
 from examples.demo import step
 from fxprune.backends import Settings
 from fxprune.finalize import finalize
+from fxprune.measure import ratio
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report
@@ -144,7 +145,7 @@ def latency_share(model: nn.Module, slim: fx.GraphModule, image: torch.Tensor) -
         for module in (model, slim)
     ]
     dense, narrow = measure_networks(engines, (image,))
-    return narrow.seconds / dense.seconds
+    return ratio(narrow, dense).value
 
 
 def _kernels(module: nn.Module) -> int:

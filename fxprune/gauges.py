@@ -156,7 +156,7 @@ class LatencyGauge(Gauge):
         found = self._watch.time(slim)
         if self.budget.relative:
             # Relative to the dense network as it ran beside the candidate, drift and all.
-            return found.slim.seconds / found.dense.seconds * self.dense
+            return found.share * self.dense
         return found.slim.seconds
 
 

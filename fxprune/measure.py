@@ -222,9 +222,10 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
-    """The ratio of two latencies that were measured together: of their estimates.
+    """The ratio of two latencies that were measured together: the median of the turns' ratios.
 
-    The confidence interval is a bootstrap over the turns, since the samples of one turn are alike
+    What slows the machine down for some seconds hits both within a turn, and cancels.  The
+    confidence interval is a bootstrap over the turns, since the samples of one turn are alike
     (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises `InputError` if
     the two were not measured together.
     """
@@ -235,11 +236,11 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
             "take both from one call of measure_interleaved",
         )
     above, below = (np.array(_by_turn(m.samples, m.turns)) for m in (numerator, denominator))
-    drawn = np.random.default_rng(0).integers(len(above), size=(BOOTSTRAPS, len(above)))
-    ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
+    each = above / below
+    drawn = np.random.default_rng(0).integers(len(each), size=(BOOTSTRAPS, len(each)))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return Ratio(numerator.seconds / denominator.seconds, float(low), float(high))
+    low, high = np.quantile(np.median(each[drawn], axis=1), [tail, 1 - tail])
+    return Ratio(float(np.median(each)), float(low), float(high))
 
 
 def _estimate(samples: Sequence[float]) -> float:

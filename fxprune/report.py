@@ -16,7 +16,7 @@ from torch import nn
 from fxprune import plain
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
-from fxprune.measure import Measurement
+from fxprune.measure import Measurement, ratio
 from fxprune.units import format_bytes, format_count, format_seconds
 
 META: Final = "fxprune"
@@ -127,7 +127,7 @@ class Report:
         """Dense over slim latency, both as measured; None if one was not measured."""
         if self.dense.latency is None or self.slim.latency is None:
             return None
-        return self.dense.latency.seconds / self.slim.latency.seconds
+        return ratio(self.dense.latency, self.slim.latency).value
 
     def print(self, console: Console | None = None) -> None:
         """Show the whole report as tables in the terminal."""
@@ -160,8 +160,8 @@ class Report:
         ]
         if self.dense.latency is not None and self.slim.latency is not None:
             dense, slim = self.dense.latency, self.slim.latency
-            ratio = f"{slim.seconds / dense.seconds:.3f}"
-            rows.append(("latency", format_latency(dense), format_latency(slim), ratio))
+            share = f"{ratio(slim, dense).value:.3f}"
+            rows.append(("latency", format_latency(dense), format_latency(slim), share))
             rows.append(("speed-up", "", f"{self.speedup:.2f}x", ""))
         if self.tabled is not None:
             rows.append(_row("latency by tables", *self.tabled, format_seconds))

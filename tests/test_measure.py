@@ -122,7 +122,9 @@ def test_what_switching_to_an_engine_costs_is_not_counted() -> None:
 
     engines = {name: (scripted(cold(name, 1e-3)), INPUTS) for name in ("one", "two")}
     found = measure_interleaved(engines, QUICK)
-    assert max(max(m.samples) for m in found.values()) < 5e-3
+    # Counted, there would be one in every turn; a busy machine makes another one now and then.
+    for measured in found.values():
+        assert sum(sample > 5e-3 for sample in measured.samples) < measured.turns / 2
 
 
 def test_the_interval_of_a_ratio_knows_that_samples_of_a_turn_are_alike() -> None:
@@ -133,6 +135,15 @@ def test_the_interval_of_a_ratio_knows_that_samples_of_a_turn_are_alike() -> Non
     steady = Measurement(1.0, 0.01, (1.0,) * 300, "cpu", True, turns=6)
     found = ratio(whole, steady)
     assert found.high - found.low > 0.02
+
+
+def test_what_slows_both_down_for_a_turn_leaves_their_ratio_alone() -> None:
+    slow = np.repeat([1.0, 1.6, 1.0, 1.3, 1.1, 2.0], 5)
+    whole, half = (
+        Measurement(base, 0.01, tuple(base * slow), "cpu", True, turns=6) for base in (1.0, 0.5)
+    )
+    found = ratio(half, whole)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_network_compiled_several_times_is_as_fast_as_its_middle_engine() -> None:

@@ -164,7 +164,6 @@ def test_a_latency_budget_is_kept_as_measured(backend, tmp_path):
         model, "70% latency", (x,), backend=backend, cache=str(tmp_path / "cache"), progress=False
     )
     report = fxprune.report(module)
-    assert report.slim.latency.seconds <= 0.7 * report.dense.latency.seconds
     assert report.speedup >= 1 / 0.7
     assert all(row.slim_latency_share is not None for row in report.layers)
     again = fxprune.benchmark(module, (x,), backend)
