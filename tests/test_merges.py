@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import fxprune
 from fxprune import judge, prepare, stopwatch
 from fxprune.backends import Backend
 from fxprune.errors import PlanMismatch, VerificationError
+from fxprune.measure import Measurement
 from fxprune.passes import kernels, verify_merged
 from fxprune.passes.allocate import plan_of
 from fxprune.passes.blocks import find_blocks
@@ -72,13 +72,14 @@ def paper(monkeypatch, tmp_path):
     """`optimize` on a backend whose latencies are a formula."""
 
     def told(engine, *rest):
-        return SimpleNamespace(seconds=seconds(engine), spread=0.0)
+        return Measurement(seconds(engine), 0.0, (seconds(engine),), "cpu", True)
 
     def in_turn(networks, inputs):
         return [told(engines[0]) for engines in networks]
 
     monkeypatch.setattr(kernels, "measure", told)
     monkeypatch.setattr(stopwatch, "measure_networks", in_turn)
+    monkeypatch.setattr(stopwatch, "compiled", lambda backend, settings, module, inputs: (module,))
     monkeypatch.setattr(sys.modules["fxprune.optimize"], "summarise", lambda *found: None)
 
     def run(model, budget, **options):
