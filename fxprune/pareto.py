@@ -168,8 +168,9 @@ def pareto(
             prepared.forms,
         )
         (dense,) = allocator.dense_costs()
-        # A little more than dense, for costs that are rounded up before they are added.
-        limits = np.linspace(allocator.floor(), dense * (1 + 1e-6), points)
+        # Costs are rounded up before they are added.
+        rounding = (1 + len(allocator.problem.factors)) * gauge.unit
+        limits = np.linspace(allocator.floor(), dense + rounding, points)
         found = []
         for allocation in allocator.front(limits.tolist()):
             if not allocation.sizes:

@@ -35,7 +35,7 @@ def optimized(model, x, budget, **options):
 def test_a_bound_in_shares_cuts_the_ladder_below_and_above():
     found = ladders({"0": (0.4, 0.8)})
     assert found["0.weight[0]"] == ((16, 24, 32, 40), False)
-    assert found["2.weight[0]"] == ((6, 12, 18, 24), True)
+    assert found["2.weight[0]"] == ((4, 8, 12, 16, 20, 24), True)
 
 
 def test_whole_numbers_count_positions():
