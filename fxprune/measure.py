@@ -203,12 +203,19 @@ def measure_interleaved(
 
 
 def pooled(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of a network that was compiled several times: the median of all turns.
+    """One measurement of a network that was measured several times: the median of all turns.
 
-    Its spread tells how far one engine may be from it.  Raises `InputError` if turns differ.
+    Its spread tells how far one of them may be from it.  Turns are cut to the shortest.  Raises
+    `InputError` if clocks differ.
     """
-    _common("turns", {(len(part.samples) // part.turns, part.clock) for part in parts})
-    samples = tuple(sample for part in parts for sample in part.samples)
+    _common("clocks", {part.clock for part in parts})
+    each = min(len(part.samples) // part.turns for part in parts)
+    samples = tuple(
+        sample
+        for part in parts
+        for turn in np.reshape(part.samples, (part.turns, -1)).tolist()
+        for sample in turn[:each]
+    )
     turns = sum(part.turns for part in parts)
     seconds = _of_turns(samples, turns)
     return Measurement(

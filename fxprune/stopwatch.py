@@ -62,11 +62,17 @@ class Stopwatch:
         return Stopwatch(backend, settings, inputs, engines, dense)
 
     def time(self, slim: fx.GraphModule) -> Times:
-        """Compile `slim` afresh, as it is deployed, and measure it beside the dense network."""
+        """Compile `slim` afresh, as it is deployed, and measure it beside the dense network.
+
+        What was measured of it before counts as well.
+        """
         ready = finalize(slim, self.inputs)
         engines = compiled(self.backend, self.settings, ready, self.inputs)
-        self.times[slim] = Times(*measure_networks([self.engines, engines], self.inputs))
-        return self.times[slim]
+        found = Times(*measure_networks([self.engines, engines], self.inputs))
+        if (before := self.times.get(slim)) is not None:
+            found = Times(pooled([before.dense, found.dense]), pooled([before.slim, found.slim]))
+        self.times[slim] = found
+        return found
 
 
 def compiled(
@@ -86,10 +92,11 @@ def compiled(
 def measure_networks(
     networks: Sequence[Sequence[Engine]], inputs: tuple[Tensor, ...]
 ) -> list[Measurement]:
-    """The latencies of networks that were compiled some times each, measured turn by turn."""
-    engines = {f"{i} {j}": e for i, several in enumerate(networks) for j, e in enumerate(several)}
+    """The latencies of networks that were compiled some times each, measured turn by turn.
+
+    As many engines of each count as all of them have, so that turns can be compared one by one.
+    """
+    count = min(map(len, networks))
+    engines = {f"{i} {j}": n[j] for i, n in enumerate(networks) for j in range(count)}
     found = measure_interleaved({n: (e, inputs) for n, e in engines.items()}, NETWORK_TIMING)
-    return [
-        pooled([found[f"{i} {j}"] for j in range(len(several))])
-        for i, several in enumerate(networks)
-    ]
+    return [pooled([found[f"{i} {j}"] for j in range(count)]) for i in range(len(networks))]

@@ -29,6 +29,7 @@ from fxprune.measure import (
     pooled,
     ratio,
 )
+from fxprune.stopwatch import measure_networks
 
 INPUTS = (torch.zeros(1),)
 QUICK = Timing(tolerance=0.05, max_seconds=2.0, warm_up=0.0)
@@ -155,6 +156,21 @@ def test_a_network_compiled_several_times_is_as_fast_as_its_middle_engine() -> N
     assert found.seconds == pytest.approx(1.2e-3, rel=0.05)
     assert found.spread > 1
     assert found.turns == 3 * 5
+
+
+def test_turns_of_unequal_length_are_cut_to_the_shortest() -> None:
+    long = Measurement(1.0, 0.01, (1.0, 1.0, 9.0, 2.0, 2.0, 9.0), "cpu", True, turns=2)
+    short = Measurement(1.0, 0.01, (3.0, 3.0, 4.0, 4.0), "cpu", True, turns=2)
+    found = pooled([long, short])
+    assert found.samples == (1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0)
+    assert found.turns == 4
+    assert found.seconds == 2.5
+
+
+def test_networks_are_compared_by_equally_many_engines() -> None:
+    slow, fast = (scripted(spin(seconds)) for seconds in (2e-3, 1e-3))
+    dense, slim = measure_networks([[slow, slow, slow], [fast, fast]], INPUTS)
+    assert ratio(slim, dense).value == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_kernel_of_twice_the_width_takes_longer_on_a_real_backend() -> None:
