@@ -82,7 +82,7 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
             return timed.model(choices).tables
 
         if timed.watch is None:
-            return TabledLatencyGauge(budget, timed.dense, tables)
+            return TabledLatencyGauge(budget, timed.seconds, tables)
         return LatencyGauge(budget, timed.watch, tables)
     if budget.resource == "macs":
         return MacsGauge(budget, prepared.analysis)

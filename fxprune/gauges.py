@@ -10,7 +10,6 @@ from torch import fx
 
 from fxprune.budget import Budget
 from fxprune.errors import InputError
-from fxprune.measure import Measurement
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
@@ -171,11 +170,9 @@ class TabledLatencyGauge(Gauge):
 
     unit = 1e-9
 
-    def __init__(
-        self, budget: Budget, dense: Measurement, build: Callable[[Choices], Tables]
-    ) -> None:
+    def __init__(self, budget: Budget, dense: float, build: Callable[[Choices], Tables]) -> None:
         self.budget = budget
-        self.dense = self.whole = dense.seconds
+        self.dense = self.whole = dense
         self.limit = budget.resolve(self.dense)
         self._build = build
         self._tables: Tables | None = None

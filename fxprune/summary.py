@@ -42,7 +42,7 @@ def summarise(
     times = watch.times.get(candidate.module) if watch is not None else None
     tabled = None
     if timed is not None and latency is not None and watch is None:
-        tabled = (timed.dense.seconds, latency.tables.at(solution.assignment))
+        tabled = (timed.seconds, latency.tables.at(solution.assignment))
     return Report(
         dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
         slim=_side(

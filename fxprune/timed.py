@@ -14,7 +14,7 @@ from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings, profiles
 from fxprune.cache import Cache, Key
 from fxprune.elsewhere import unknown
-from fxprune.measure import PROTOCOL, Measurement
+from fxprune.measure import PROTOCOL
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
@@ -64,14 +64,14 @@ class Bench:
             )
 
     def remember(
-        self, captured: Captured, dense: Measurement, profile: Mapping[str, float] | None
+        self, captured: Captured, seconds: float, profile: Mapping[str, float] | None
     ) -> None:
         """Keep what a network takes as a whole, for machines to which the cache is carried."""
         with Cache(self.cache) as store:
-            store.put(self._key(captured), {"dense": dense.to_json(), "profile": profile})
+            store.put(self._key(captured), {"seconds": seconds, "profile": profile})
 
-    def recall(self, captured: Captured) -> tuple[Measurement, Mapping[str, float] | None]:
-        """What was kept of a network: its latency and its profile.
+    def recall(self, captured: Captured) -> tuple[float, Mapping[str, float] | None]:
+        """What was kept of a network: its seconds and its profile.
 
         Raises:
             MeasurementError: it was not measured.
@@ -80,7 +80,7 @@ class Bench:
             kept = store.get(self._key(captured))
         if kept is None:
             raise unknown(self.backend, "this network")
-        return Measurement.from_json(kept["dense"]), kept["profile"]
+        return float(kept["seconds"]), kept["profile"]
 
     def _key(self, captured: Captured) -> Key:
         backend = self.backend
@@ -94,7 +94,7 @@ class Timed:
     """The dense network measured on a backend, and tables of what slimming would change.
 
     Attributes:
-        dense: latency of the dense network.
+        seconds: of the dense network.
         watch: measures candidates beside it; None for a backend that is elsewhere.
         profile: seconds of every node in the dense network, where the backend can tell.
         layers: the table of every layer.
@@ -104,7 +104,7 @@ class Timed:
     bench: Bench
     captured: Captured
     analysis: Analysis
-    dense: Measurement
+    seconds: float
     watch: Stopwatch | None
     profile: Mapping[str, float] | None
     layers: tuple[LayerLatency, ...]
@@ -125,8 +125,9 @@ class Timed:
         watch = Stopwatch.start(backend, bench.settings, captured.module, inputs)
         tables = bench.tables(layers, ladders)
         profile = backend.profile(watch.engines[0], inputs)
-        bench.remember(captured, watch.dense, profile)
-        return Timed(bench, captured, analysis, watch.dense, watch, profile, tables)
+        seconds = watch.dense.seconds
+        bench.remember(captured, seconds, profile)
+        return Timed(bench, captured, analysis, seconds, watch, profile, tables)
 
     @staticmethod
     def recall(
@@ -141,9 +142,9 @@ class Timed:
         Raises:
             MeasurementError: the network or one of its kernels was not measured there.
         """
-        dense, profile = bench.recall(captured)
+        seconds, profile = bench.recall(captured)
         tables = bench.tables(layers, ladders)
-        return Timed(bench, captured, analysis, dense, None, profile, tables)
+        return Timed(bench, captured, analysis, seconds, None, profile, tables)
 
     def with_merges(self, merges: Iterable[Merge], ladders: Mapping[Atom, Ladder]) -> Timed:
         """The same with the merged kernels of `merges` measured too."""
@@ -169,7 +170,7 @@ class Timed:
             self.analysis,
             choices,
             self.layers,
-            self.dense.seconds,
+            self.seconds,
             self.profile,
             self.merges,
         )
