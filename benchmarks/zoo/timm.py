@@ -29,7 +29,7 @@ fasternet_t0 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_050 ghostnetv2_1
 hardcorenas_a hgnet_tiny hgnetv2_b0 hiera_tiny_224 sam2_hiera_tiny hrnet_w18_small iformer_t
 inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small levit_128
 levit_conv_128s lowformer_b0 test_mambaout test_maxvit test_coatnet coatnet_pico_rw_224
-maxvit_pico_rw_256 poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18 randformer_s12
+maxvit_pico_rw_256 poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18
 gmlp_s16_224 mixer_s32_224 resmlp_12_224 gmixer_12_224 tf_mobilenetv3_small_minimal_100 lcnet_035
 mobilenetv3_small_050 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nasnetalarge pnasnet5large nest_tiny
 nextvit_small test_nfnet nf_regnet_b0 nf_resnet26 nf_ecaresnet26 dm_nfnet_f0 pit_xs_224
@@ -56,10 +56,6 @@ EXTRA: Mapping[str, Mapping[str, Any]] = {
     "gemma4_vit_167m": {"depth": 3},
     "qwen3_vit_88m": {"depth": 3},
     "xcit_nano_12_p16_224": {"depth": 4},
-    "gmlp_s16_224": {"num_blocks": 4},
-    "mixer_s32_224": {"num_blocks": 4},
-    "resmlp_12_224": {"num_blocks": 4},
-    "gmixer_12_224": {"num_blocks": 4},
 }
 SIDES = {"samvit_base_patch16": 256}
 
