@@ -44,9 +44,11 @@ def main() -> None:
         other = runner(arguments.after, backend, inputs)
         for name in arguments.networks:
             medians = by_time(runner(name, backend, inputs), other)
-            shares = [f"{median / medians[-1]:.2f}" for median in medians]
-            table.add_row(name, backend, *shares, f"{medians[-1] * 1e3:.2f}")
-    Console(width=120).print(table)
+            last = medians[-1]
+            assert last is not None, f"{name} takes longer than a turn"
+            shares = ["-" if m is None else f"{m / last:.2f}" for m in medians]
+            table.add_row(name, backend, *shares, f"{last * 1e3:.2f}")
+    Console(width=140).print(table)
 
 
 def runner(name: str, backend: str, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
@@ -55,8 +57,8 @@ def runner(name: str, backend: str, inputs: tuple[Tensor, ...]) -> Callable[[], 
     return get_backend(backend).compile(model, inputs, Settings()).runner(*inputs)
 
 
-def by_time(run: Callable[[], object], other: Callable[[], object]) -> list[float]:
-    """Median seconds of the calls that begin between two edges."""
+def by_time(run: Callable[[], object], other: Callable[[], object]) -> list[float | None]:
+    """Median seconds of the calls that begin between two edges; None where there are none."""
     begun: list[float] = []
     took: list[float] = []
     for _ in range(TURNS):
@@ -68,7 +70,8 @@ def by_time(run: Callable[[], object], other: Callable[[], object]) -> list[floa
             took.append(time.process_time() - before)
             begun.append(at)
     place = np.digitize(begun, EDGES) - 1
-    return [float(np.median(np.array(took)[place == i])) for i in range(len(EDGES) - 1)]
+    spans = [np.array(took)[place == i] for i in range(len(EDGES) - 1)]
+    return [float(np.median(span)) if len(span) else None for span in spans]
 
 
 def keep_up(run: Callable[[], object], seconds: float = 0.2) -> None:
