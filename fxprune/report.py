@@ -196,8 +196,7 @@ class Report:
             )
         if self.tabled is not None:
             lines.append(
-                "Latency is what tables of another machine tell, as a whole mostly within some per "
-                "cent; it was not measured here."
+                "Latency is what tables of another machine tell; the slim network was not measured."
             )
         if self.calls:
             lines.append(f"The budget's function was called {self.calls} times.")

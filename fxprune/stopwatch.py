@@ -1,4 +1,4 @@
-"""Latencies of whole networks: each compiled a few times, all measured turn by turn."""
+"""Latencies of whole networks: each set up a few times, all measured turn by turn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stopwatch:
     """Measures candidates beside the dense network, turn by turn.
 
     Attributes:
-        engines: the dense network, compiled a few times.
+        engines: the dense network, set up a few times.
         dense: its latency.
         times: what was measured of candidates.
     """
@@ -98,7 +98,7 @@ def compiled(
 def measure_networks(
     networks: Sequence[Sequence[Engine]], inputs: tuple[Tensor, ...]
 ) -> list[Measurement]:
-    """The latencies of networks that were compiled some times each, measured turn by turn.
+    """The latencies of networks that were set up some times each, measured turn by turn.
 
     As many engines of each count as all of them have, so that turns can be compared one by one.
     """

@@ -7,8 +7,8 @@ import torch
 
 import fxprune
 from fxprune import elsewhere
-from fxprune.backends import get_backend
-from fxprune.cache import Cache
+from fxprune.backends import Settings, get_backend
+from fxprune.cache import Cache, Key
 from tests.networks import SmallResNet
 
 
@@ -19,7 +19,7 @@ def measured(tmp_path_factory):
     torch.manual_seed(0)
     model, x = SmallResNet(64).eval(), torch.randn(1, 3, 32, 32)
     here, there = str(folder / "here"), str(folder / "there")
-    slim = fxprune.optimize(model, 0.7, (x,), backend="onnxruntime", cache=here, progress=False)
+    fxprune.optimize(model, 0.7, (x,), backend="onnxruntime", cache=here, progress=False)
     carried = folder / "table.json"
     with Cache(here) as cache:
         cache.export(carried)
@@ -28,18 +28,15 @@ def measured(tmp_path_factory):
         for entry in document["entries"]:
             key = cache_key(entry["key"] | {"device": "Orin of somebody"})
             cache.put(key, entry["value"])
-    return model, x, there, slim
+    return model, x, there
 
 
 def cache_key(fields):
-    from fxprune.backends import Settings
-    from fxprune.cache import Key
-
     return Key(**{**fields, "settings": Settings(**fields["settings"])})
 
 
 def test_a_network_is_slimmed_by_the_tables_of_another_machine(measured, monkeypatch):
-    model, x, cache, _ = measured
+    model, x, cache = measured
     monkeypatch.setattr(
         type(get_backend("onnxruntime")), "build", lambda *_: pytest.fail("compiled here")
     )
@@ -55,7 +52,7 @@ def test_a_network_is_slimmed_by_the_tables_of_another_machine(measured, monkeyp
 
 
 def test_a_front_comes_from_another_machine_too(measured):
-    model, x, cache, _ = measured
+    model, x, cache = measured
     front = fxprune.pareto(
         model, (x,), points=5, backend="onnxruntime@Orin", cache=cache, progress=False
     )
@@ -64,7 +61,7 @@ def test_a_front_comes_from_another_machine_too(measured):
 
 
 def test_what_was_not_measured_there_is_named(measured):
-    _, _, cache, _ = measured
+    _, _, cache = measured
     other = SmallResNet(32).eval()
     with pytest.raises(fxprune.MeasurementError, match="fxprune table build"):
         fxprune.optimize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fxprune.backends import onnxruntime_log, profiles
+from fxprune.backends import Settings, onnxruntime_log, profiles
 
 
 def test_a_small_kernel_is_known_better_than_the_clock_counts():
@@ -20,7 +20,7 @@ def test_kernels_are_told_without_the_cost_of_the_log(monkeypatch):
     logged = {"conv": [12e-6] * 8, "view": [1e-6] * 8}
     monkeypatch.setattr(onnxruntime_log, "_logged", lambda *_: logged)
     monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 2e-6)
-    told = onnxruntime_log.kernel_seconds(b"", None, {}, 8)
+    told = onnxruntime_log.kernel_seconds(b"", Settings(), {}, 8)
     assert told["conv"] == pytest.approx([10e-6] * 8)
     assert told["view"] == [onnxruntime_log.SHORTEST] * 8
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
+from fxprune.backends.onnxruntime_session import options_for, session_of
 from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
@@ -118,7 +119,7 @@ class OnnxRuntimeBackend(Backend):
         return self._engine(data, *onnx_model.unpack(data, str(path)))
 
     def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OnnxRuntimeEngine:
-        session = _session(model, _options(settings))
+        session = session_of(model, options_for(settings))
         return OnnxRuntimeEngine(self.name, settings, signature, model, session)
 
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
@@ -146,26 +147,7 @@ def _kernel_seconds(
     """Seconds of every run of every kernel."""
     from fxprune.backends.onnxruntime_log import kernel_seconds
 
-    return kernel_seconds(engine.model, _options(engine.settings), engine.feed(inputs), runs)
-
-
-def _options(settings: Settings) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    # Idle threads that spin would be charged to the process, whose CPU time is measured.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
-    return options
-
-
-def _session(model: bytes, options: Any) -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return kernel_seconds(engine.model, engine.settings, engine.feed(inputs), runs)
 
 
 BACKEND = OnnxRuntimeBackend()

@@ -1,7 +1,7 @@
 """ONNX Runtime's own log of kernels, less what writing it costs.
 
-Every entry of the log takes about two microseconds that are counted as the kernel's own: as much as
-a small kernel takes, and a fifth of a network that has many of them.
+Every entry of the log takes a microsecond or two that are counted as the kernel's own: as much as a
+small kernel takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from fxprune.backends.onnx_model import IR_VERSION, OPSET
+from fxprune.backends.onnxruntime_session import options_for, session_of
 from fxprune.backends.profiles import typical
+from fxprune.backends.settings import Settings
 
 # What is left of a kernel of which the log tells no more than its own cost.
 SHORTEST = 1e-7
@@ -31,26 +34,26 @@ TRIALS = 3
 
 
 def kernel_seconds(
-    model: bytes, options: Any, inputs: Mapping[str, Any], runs: int
+    model: bytes, settings: Settings, inputs: Mapping[str, Any], runs: int
 ) -> dict[str, list[float]]:
     """Seconds of every run of every kernel, in a session of its own.
 
     Args:
-        options: `SessionOptions`; logging is switched on in them.
         inputs: NumPy arrays by name.
     """
     cost = _cost_of_an_entry()
-    logged = _logged(model, options, inputs, runs)
+    logged = _logged(model, settings, inputs, runs)
     return {kernel: [max(s - cost, SHORTEST) for s in runs] for kernel, runs in logged.items()}
 
 
 def _logged(
-    model: bytes, options: Any, inputs: Mapping[str, Any], runs: int
+    model: bytes, settings: Settings, inputs: Mapping[str, Any], runs: int
 ) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
+        options = options_for(settings)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session = _session(model, options)
+        session = session_of(model, options)
         for _ in range(runs):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -70,18 +73,14 @@ def _cost_of_an_entry() -> float:
 
 
 def _logged_in_excess() -> float:
-    import onnxruntime
-
     inputs = {"x": np.zeros(1, dtype=np.float32)}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    kernel = (_call_seconds(CHAIN, options, inputs) - _call_seconds(1, options, inputs)) / CHAIN
-    logged = _logged(_chain(CHAIN), options, inputs, RUNS)
+    kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
+    logged = _logged(_chain(CHAIN), Settings(), inputs, RUNS)
     return fmean(map(typical, logged.values())) - kernel
 
 
-def _call_seconds(nodes: int, options: Any, inputs: Mapping[str, Any]) -> float:
-    session = _session(_chain(nodes), options)
+def _call_seconds(nodes: int, inputs: Mapping[str, Any]) -> float:
+    session = session_of(_chain(nodes), options_for(Settings()))
     taken = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -103,12 +102,7 @@ def _chain(nodes: int) -> bytes:
         ends[:1],
         ends[1:],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
     data: bytes = model.SerializeToString()
     return data
-
-
-def _session(model: bytes, options: Any) -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,28 @@
+"""How every session of ONNX Runtime is started, to run a network or to log its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.backends.settings import Settings
+
+
+def options_for(settings: Settings) -> Any:
+    """`SessionOptions` for these settings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin would be charged to the process, whose CPU time is measured.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only
+    return options
+
+
+def session_of(model: bytes, options: Any) -> Any:
+    """An `InferenceSession` of a serialised ONNX model on the CPU."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
