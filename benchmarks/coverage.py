@@ -9,7 +9,9 @@ Each model is captured, its axes are inferred, it is slimmed to half its MACs by
 verified against the masked original; then the slim model must give outputs of the original shape at
 batch 1 and 2, and go through `torch.export` and ONNX export. A detector keeps its Python glue: it
 must predict on two images of other sizes, give finite losses and gradients in training, and its
-captured backbone goes through the exports. A step that fails is named in the last column.
+captured backbone goes through the exports. A step that fails is named in the last column but one,
+and what keeps parameters dense, besides the kernels' height and width, in the last. Rows that the
+file has already are not run again.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
-import io
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fxprune
+from benchmarks.written import WrittenTable
 from fxprune.passes.capture import capture
 from fxprune.passes.frozen import frozen_places, prunable_share
 from fxprune.passes.glue.module import GluedModule
@@ -58,7 +61,7 @@ FEWER = {
 }  # fmt: skip
 COLUMNS = (
     "model", "captured by", "prunable", "MACs kept", "error", "capture", "infer", "optimize",
-    "export", "ONNX", "failed",
+    "export", "ONNX", "failed", "dense because of",
 )  # fmt: skip
 
 
@@ -72,7 +75,7 @@ class Row:
     macs: float = 0.0
     error: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
+    dense: str = ""
     failed: str = ""
 
     def cells(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class Row:
             for step in ("capture", "infer", "optimize", "export", "ONNX")
         ]
         figures = (f"{self.prunable:.1%}", f"{self.macs:.1%}", f"{self.error:.0e}")
-        return (self.model, self.how, *figures, *timed, self.failed)
+        return (self.model, self.how, *figures, *timed, self.failed, self.dense)
 
 
 def main() -> None:
@@ -94,17 +97,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="also write the table as Markdown")
     arguments = parser.parse_args()
-    rows = []
+    table = WrittenTable(arguments.out, heading(arguments.kind), COLUMNS, keys=1)
     print(" | ".join(COLUMNS), flush=True)
     for name in arguments.models or [name for kind in arguments.kind for name in models_of(kind)]:
-        row = try_model(name)
-        rows.append(row)
-        print(" | ".join(row.cells()), flush=True)
-        if arguments.out is not None:
-            arguments.out.write_text(as_markdown(rows, arguments.kind), encoding="utf-8")
-        gc.collect()
-    failures = [row.model for row in rows if row.failed]
-    print(f"{len(rows)} models, {len(failures)} failed: {', '.join(failures) or 'none'}")
+        if not table.has(name):
+            table.add(*try_model(name).cells())
+            gc.collect()
+    failures = [row[0] for row in table.rows if row[COLUMNS.index("failed")]]
+    ending = f"{len(table.rows)} models, {len(failures)} failed: {', '.join(failures) or 'none'}."
+    table.write(ending)
+    print(ending)
     raise SystemExit(bool(failures))
 
 
@@ -172,7 +174,7 @@ def _run(name: str, row: Row) -> None:
     with timed(row, "infer"):
         analysis = infer(captured)
     row.prunable = prunable_share(analysis)
-    row.frozen = tuple(place.reason for place in frozen_places(analysis))
+    row.dense = condensed([place.reason for place in frozen_places(analysis)])
     first = captured.example_inputs[:1]
     del captured, analysis
     with timed(row, "optimize"):
@@ -260,35 +262,33 @@ def timed(row: Row, step: str) -> Iterator[None]:
     row.seconds[step] = time.perf_counter() - start
 
 
-def as_markdown(rows: Sequence[Row], kinds: Sequence[str]) -> str:
-    """The table, and the reasons for what stays dense."""
-    text = io.StringIO()
-    write: Callable[[str], int] = text.write
-    write("# Coverage\n\n")
+def condensed(reasons: Sequence[str]) -> str:
+    """Reasons without the places that they hold at, and how many of each there are."""
+    kinds = Counter(reason.rpartition(" at ")[0].replace(" [", " (") + ")" for reason in reasons)
+    return "; ".join(kind if n == 1 else f"{kind} {n} times" for kind, n in kinds.items())
+
+
+def heading(kinds: Sequence[str]) -> str:
+    """What was run, and on what."""
     chosen = "" if list(kinds) == ["classification"] else f" --kind {' '.join(kinds)}"
-    write(
+    lines = [
+        "# Coverage",
         f"Written by `python -m benchmarks.coverage{chosen} --out FILE`: torchvision "
         f"{torchvision.__version__}, torch {torch.__version__}, random weights, slimmed to half "
         "the MACs by magnitude.\n*prunable* is the share of parameters and buffers in groups, "
         "*error* the largest relative difference\nfrom the masked original at any node, in "
-        "float64.\n\n"
-    )
+        "float64.",
+    ]
     if chosen:
         clips = ", ".join(f"{size} for {prefix}" for prefix, size in CLIPS.items())
-        write(
+        lines.append(
             f"Inputs are modest: one image of {SIDE} x {SIDE - 10} for detectors (at most "
             f"{FEWER['rpn_post_nms_top_n_test']} proposals and\n{FEWER['box_detections_per_img']} "
             f"detections; SSD resizes to its own size), {MAP} x {MAP} for segmentation, two frames "
             f"of {FRAME} x {FRAME}\nfor flow, clips of {CLIP} for video (frames, height, width; "
-            f"{clips}).\nOf detectors, the slim backbone is exported.\n\n"
+            f"{clips}).\nOf detectors, the slim backbone is exported."
         )
-    write(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n")
-    for row in rows:
-        write(f"| {' | '.join(row.cells())} |\n")
-    write("\n## What stays dense, besides kernels\n\n")
-    for row in rows:
-        write(f"- **{row.model}**: {'; '.join(row.frozen) or 'nothing'}\n")
-    return text.getvalue()
+    return "\n\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 Noise only ever adds time, so the estimate is the 10th percentile of repeated calls, and the spread
 is how far its distribution-free 95 % confidence interval reaches from it (order statistics), as a
 share of it.  Calls are repeated until the spread is small enough; if time runs out first, the
-measurement says that it has not converged.  Where calls are taken in several turns, the estimate is
-the median of the turns'.
+measurement says that it has not converged.  Where calls are taken in several turns, a whole turn
+can be slow, when a neighbour fills the caches that are shared, and the two networks that are
+compared do not suffer alike: there the estimate is the first quartile of the turns', whose interval
+is made of turns as well.
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
@@ -34,6 +36,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import bdtr
 from torch import Tensor
 
@@ -47,10 +50,11 @@ Clock = Literal["cpu", "wall", "cuda"]
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
-PROTOCOL = "p10/2"
+PROTOCOL = "p10/3"
 """Version of the way of measuring; figures of different versions must not be mixed."""
 
 QUANTILE = 0.10
+QUANTILE_OF_TURNS = 0.25
 CONFIDENCE = 0.95
 BOOTSTRAPS = 2000
 WARM_UP_CALLS = 3
@@ -187,12 +191,14 @@ def measure_interleaved(
                 samples[name].extend(samplers[name].sample() for _ in range(each))
             rounds += 1
             enough = rounds * each >= least and (alone or rounds >= timing.turns)
-            converged = enough and max(map(_spread, samples.values())) <= timing.tolerance
-    turns = 1 if alone else rounds
+            turns = 1 if alone else rounds
+            converged = enough and all(
+                _spread(taken, turns) <= timing.tolerance for taken in samples.values()
+            )
     return {
         name: Measurement(
-            seconds=_of_turns(taken, turns),
-            spread=_spread(taken),
+            seconds=_estimate(taken, turns),
+            spread=_spread(taken, turns),
             samples=tuple(taken),
             clock=clock,
             converged=converged,
@@ -203,7 +209,7 @@ def measure_interleaved(
 
 
 def pooled(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of a network that was measured several times: the median of all turns.
+    """One measurement of a network that was measured several times, of all turns together.
 
     Its spread tells how far one of them may be from it.  Turns are cut to the shortest.  Raises
     `InputError` if clocks differ.
@@ -217,7 +223,7 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
         for sample in turn[:each]
     )
     turns = sum(part.turns for part in parts)
-    seconds = _of_turns(samples, turns)
+    seconds = _estimate(samples, turns)
     return Measurement(
         seconds=seconds,
         spread=max(max(part.spread, abs(part.seconds / seconds - 1)) for part in parts),
@@ -229,12 +235,11 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
-    """The ratio of two latencies that were measured together: the median of the turns' ratios.
+    """The ratio of two latencies that were measured together.
 
-    What slows the machine down for some seconds hits both within a turn, and cancels.  The
-    confidence interval is a bootstrap over the turns, since the samples of one turn are alike
-    (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises `InputError` if
-    the two were not measured together.
+    The confidence interval is a bootstrap over the pairs of turns, since the samples of one turn
+    are alike (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises
+    `InputError` if the two were not measured together.
     """
     if (len(numerator.samples), numerator.turns) != (len(denominator.samples), denominator.turns):
         raise InputError(
@@ -243,43 +248,50 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
             "take both from one call of measure_interleaved",
         )
     above, below = (np.array(_by_turn(m.samples, m.turns)) for m in (numerator, denominator))
-    each = above / below
-    drawn = np.random.default_rng(0).integers(len(each), size=(BOOTSTRAPS, len(each)))
+    drawn = np.random.default_rng(0).integers(len(above), size=(BOOTSTRAPS, len(above)))
+    resampled = _of_turns(above[drawn]) / _of_turns(below[drawn])
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.median(each[drawn], axis=1), [tail, 1 - tail])
-    return Ratio(float(np.median(each)), float(low), float(high))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Ratio(float(_of_turns(above) / _of_turns(below)), float(low), float(high))
 
 
-def _estimate(samples: Sequence[float]) -> float:
-    return float(np.quantile(samples, QUANTILE))
+def _estimate(samples: Sequence[float], turns: int) -> float:
+    if turns == 1:
+        return float(np.quantile(samples, QUANTILE))
+    return float(_of_turns(np.array(_by_turn(samples, turns))))
 
 
 def _by_turn(samples: Sequence[float], turns: int) -> list[float]:
     """The estimate of each turn."""
     each = len(samples) // turns
-    return [_estimate(samples[i * each : (i + 1) * each]) for i in range(turns)]
+    return [_estimate(samples[i * each : (i + 1) * each], 1) for i in range(turns)]
 
 
-def _of_turns(samples: Sequence[float], turns: int) -> float:
-    return float(np.median(_by_turn(samples, turns)))
+def _of_turns(estimates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the turns in the last dimension come to."""
+    return np.quantile(estimates, QUANTILE_OF_TURNS, axis=-1)
 
 
-def _spread(samples: Sequence[float]) -> float:
+def _spread(samples: Sequence[float], turns: int) -> float:
     """How far the confidence interval reaches from the estimate, relative to it.
 
-    The number of samples below the true quantile is binomial, so two ranks enclose it whatever
-    the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
+    The number of samples (of turns, where there are several) below the true quantile is binomial,
+    so two ranks enclose it whatever the distribution (Conover, Practical Nonparametric Statistics,
+    section 3.2).
     """
-    ordered, estimate = np.sort(samples), _estimate(samples)
-    low, high = _ranks(len(samples))
+    values, quantile = samples, QUANTILE
+    if turns > 1:
+        values, quantile = _by_turn(samples, turns), QUANTILE_OF_TURNS
+    ordered, estimate = np.sort(values), _estimate(samples, turns)
+    low, high = _ranks(len(values), quantile)
     return float(max(estimate - ordered[low], ordered[high] - estimate) / estimate)
 
 
 @cache
-def _ranks(count: int) -> tuple[int, int]:
+def _ranks(count: int, quantile: float) -> tuple[int, int]:
     """Places in the ordered samples between which the true quantile lies."""
     tail = (1 - CONFIDENCE) / 2
-    cumulative = bdtr(np.arange(count + 1), count, QUANTILE)
+    cumulative = bdtr(np.arange(count + 1), count, quantile)
     low, high = (int(rank) for rank in np.searchsorted(cumulative, [tail, 1 - tail]))
     return max(low - 1, 0), min(high, count - 1)
 

@@ -15,9 +15,9 @@ from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.finalize import finalize
-from fxprune.measure import Measurement, Timing, measure_interleaved, pooled, ratio
+from fxprune.measure import Measurement, Ratio, Timing, measure_interleaved, pooled, ratio
 
-NETWORK_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=3.0, turns=5)
+NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
 """How often a network is set up to be measured, since no two engines are equally fast."""
 SETTING_UP = 5.0
@@ -32,9 +32,9 @@ class Times:
     slim: Measurement
 
     @property
-    def share(self) -> float:
+    def share(self) -> Ratio:
         """Slim over dense latency."""
-        return ratio(self.slim, self.dense).value
+        return ratio(self.slim, self.dense)
 
 
 @dataclass

@@ -147,15 +147,22 @@ def test_what_slows_both_down_for_a_turn_leaves_their_ratio_alone() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_a_network_compiled_several_times_is_as_fast_as_its_middle_engine() -> None:
+def test_what_slows_one_of_them_down_in_half_of_the_turns_leaves_their_ratio_alone() -> None:
+    disturbed = np.repeat([1.0, 1.6, 1.0, 1.3, 1.1, 2.0, 1.0, 1.8], 5)
+    whole = Measurement(1.0, 0.01, tuple(disturbed), "cpu", True, turns=8)
+    half = Measurement(0.5, 0.01, (0.5,) * 40, "cpu", True, turns=8)
+    assert ratio(half, whole).value == 0.5
+
+
+def test_a_network_compiled_several_times_is_measured_by_all_its_engines() -> None:
     engines = {
         name: (scripted(spin(seconds)), INPUTS)
-        for name, seconds in (("slow", 3e-3), ("fast", 1e-3), ("usual", 1.2e-3))
+        for name, seconds in (("slow", 3e-3), ("usual", 1.2e-3), ("another", 1.2e-3))
     }
     found = pooled(list(measure_interleaved(engines, QUICK).values()))
     assert found.seconds == pytest.approx(1.2e-3, rel=0.05)
     assert found.spread > 1
-    assert found.turns == 3 * 5
+    assert found.turns >= 3 * 5
 
 
 def test_turns_of_unequal_length_are_cut_to_the_shortest() -> None:
@@ -164,7 +171,7 @@ def test_turns_of_unequal_length_are_cut_to_the_shortest() -> None:
     found = pooled([long, short])
     assert found.samples == (1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0)
     assert found.turns == 4
-    assert found.seconds == 2.5
+    assert found.seconds == 1.75
 
 
 def test_networks_are_compared_by_equally_many_engines() -> None:
@@ -224,7 +231,7 @@ def test_the_spread_encloses_the_true_quantile_as_often_as_it_claims() -> None:
     held = 0
     for _ in range(400):
         samples = (1 + rng.exponential(size=60)).tolist()
-        held += abs(_estimate(samples) - true) <= _spread(samples) * _estimate(samples)
+        held += abs(_estimate(samples, 1) - true) <= _spread(samples, 1) * _estimate(samples, 1)
     assert held >= 0.95 * 400
 
 
