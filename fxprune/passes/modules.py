@@ -81,7 +81,7 @@ def _group_norm(module: nn.GroupNorm, widths: Widths) -> Mapping[str, Any]:
     return {"num_channels": widths.channels, "num_groups": widths.groups}
 
 
-def _embedding(module: nn.Embedding, widths: Widths) -> Mapping[str, Any]:
+def _embedding(module: nn.Embedding | nn.EmbeddingBag, widths: Widths) -> Mapping[str, Any]:
     return {
         "num_embeddings": module.weight.shape[0],
         "embedding_dim": module.weight.shape[1],
@@ -100,6 +100,7 @@ _RESIZE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (nn.RMSNorm, _layer_norm),
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
     (nn.PReLU, _prelu),
 )
 

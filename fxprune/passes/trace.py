@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fxprune.errors import InputError
@@ -40,13 +41,24 @@ DROPOUTS: Mapping[Any, type[nn.Module]] = {
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` and the transformer layers off their fused inference kernels."""
+    """Keep `nn.MultiheadAttention` and the transformer layers off their fused inference kernels.
+
+    Nor do the layers look whether a mask that they are given happens to be causal, which would make
+    the graph depend on its values: they would only hint so to the kernel, and pass the mask anyway.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
+    detect = transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = _as_hinted
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = detect
+
+
+def _as_hinted(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
 
 
 class ModuleTracer(fx.Tracer):

@@ -45,6 +45,17 @@ def embedding_tied_to_the_head() -> Built:
     return model.double(), (torch.randint(0, 10, (2, 5)),)
 
 
+@way("added.weight[1]", frozen={"added.weight[0]": "index tensor"})
+def embeddings_of_bags() -> Built:
+    parts = {
+        "added": nn.EmbeddingBag(10, 8, mode="sum"),
+        "largest": nn.EmbeddingBag(10, 8, mode="max"),
+        "last": nn.Linear(8, 4),
+    }
+    model = Model(lambda s, x: s.last(s.added(x) * s.largest(x)), **parts)
+    return model.double(), (torch.randint(0, 10, (2, 5)),)
+
+
 @way("first.weight[0]", "first.weight[1]")
 def weights_tied() -> Built:
     model = Model(

@@ -163,3 +163,25 @@ def kernels_made_from_each_place() -> Built:
 def windows_cut_out_and_added_up() -> Built:
     parts = {"stem": nn.Conv2d(3, 8, 1), "inner": images.Folded(), "last": nn.Conv2d(8, 4, 1)}
     return Model(lambda s, x: s.last(s.inner(s.stem(x))), **parts), image()
+
+
+@way(
+    "encoder.layers.0.linear1.weight[0]",
+    "decoder.layers.0.linear1.weight[0]",
+    "into.weight[0]",
+    "encoder.layers.0.self_attn.in_proj_weight[0]",
+)
+def encoder_and_decoder_with_causal_masks() -> Built:
+    def run(s, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        x = s.into(x)
+        return s.out(s.decoder(x, s.encoder(x, mask), tgt_mask=mask))
+
+    settings = {"dim_feedforward": 12, "batch_first": True}
+    return Model(
+        run,
+        into=nn.Linear(5, 8),
+        encoder=nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, **settings), 1),
+        decoder=nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, **settings), 1),
+        out=nn.Linear(8, 4),
+    ), sequence()

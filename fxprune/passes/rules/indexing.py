@@ -21,6 +21,24 @@ def embedding(op: Op) -> Outputs:
     return (*op.axes(op.args[1]), width)
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
+def embedding_bag(op: Op) -> Outputs:
+    """Rows of `(entries, width)`, added up or compared by bag; the width passes."""
+    entries, width = op.axes(op.args[0])
+    op.freeze(entries, CHOSEN)
+    for places in tensors([op.args[1:], op.kwargs]):
+        for axis in op.axes(places):
+            op.freeze(axis, CHOSEN)
+    bags, *others = tensors(op.out)
+    results: list[tuple[Axis, ...]] = [(op.frozen(bags.shape[0], CHOSEN), width)]
+    for result in others:
+        axes = [op.frozen(size, CHOSEN) for size in result.shape]
+        if result.dim() == 2:  # which entry was the largest
+            axes[1] = width
+        results.append(tuple(axes))
+    return list(results)
+
+
 @rule("index", "_unsafe_index")
 def index(op: Op) -> Outputs:
     """Advanced indexing: indexed dimensions stay, the others pass through."""
