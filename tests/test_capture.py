@@ -77,6 +77,28 @@ def test_an_exported_model_takes_other_batch_sizes_even_if_the_example_has_one_s
     assert exported(torch.randn(5, 3, 8, 8)).shape == (5, 4)
 
 
+class OneSample(nn.Module):
+    """Its learned queries have a batch of one, which others do not stretch to."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 3, 8))
+        self.encode = nn.Linear(5, 8)
+
+    def forward(self, x):
+        if x.shape[2] > 4:
+            x = self.encode(x)
+        return torch.bmm(self.queries, x.transpose(1, 2))
+
+
+def test_a_model_that_takes_one_sample_only_is_exported_for_one():
+    model, x = OneSample().eval(), torch.randn(1, 6, 5)
+    with pytest.warns(UserWarning, match="fixes the batch size of 'x' at 1"):
+        captured = capture(model, x)
+    assert captured.capture == "torch.export"
+    assert torch.equal(captured.module(x), model(x))
+
+
 @pytest.mark.parametrize("way", ["trace", "export"])
 def test_dropout_and_batch_norm_follow_the_mode(way):
     model = Residual().eval()

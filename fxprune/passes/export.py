@@ -68,14 +68,13 @@ def capture_by_export(
         )
     single = all(value.shape[0] == 1 for value in inputs.values() if _has_batch(value))
     wide = {name: _two_samples(value) if single else value for name, value in inputs.items()}
-    # One tensor given for two arguments would make them one argument of the program.
-    wide = {n: v.clone() if isinstance(v, Tensor) else v for n, v in wide.items()}
     shapes = {n: _free_batch(v) for n, v in wide.items()}
-    # A failed export prints all that it had traced, and a failure here is no news to the user.
-    with unfused_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        # nn.LSTM and nn.GRU list their weights anew in forward, which export takes for a mistake.
-        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
-        program = torch.export.export(model, (), wide, dynamic_shapes=shapes, strict=False)
+    try:
+        program = _export(model, wide, shapes)
+    except Exception:  # any failure of an export may come from the second sample
+        if not single:
+            raise
+        program = _export(model, inputs, None)
     _warn_of_fixed_batch(program, shapes)
     exported = program.module(check_guards=False)
     graph = copy.deepcopy(exported.graph)
@@ -99,6 +98,18 @@ def capture_by_export(
     module.recompile()
     names = [node.target for node in module.graph.nodes if node.op == "placeholder"]
     return module.eval(), tuple(inputs[name] for name in names)
+
+
+def _export(
+    model: nn.Module, inputs: Mapping[str, Any], shapes: Mapping[str, Any] | None
+) -> torch.export.ExportedProgram:
+    # One tensor given for two arguments would make them one argument of the program.
+    given = {n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    # A failed export prints all that it had traced, and a failure here is no news to the user.
+    with unfused_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        # nn.LSTM and nn.GRU list their weights anew in forward, which export takes for a mistake.
+        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
+        return torch.export.export(model, (), given, dynamic_shapes=shapes, strict=False)
 
 
 def _positional(model: nn.Module) -> list[str]:
@@ -130,8 +141,9 @@ def _warn_of_fixed_batch(program: torch.export.ExportedProgram, shapes: Mapping[
             size = value.shape[0]
             if str(size).isdigit():  # a symbol that was specialised prints as a number
                 warnings.warn(
-                    f"forward fixes the batch size of {node.name!r} at {size}, as with len(x) or "
-                    "a branch on it; the slim model takes no other",
+                    f"forward fixes the batch size of {node.name!r} at {size}, as with len(x), "
+                    "a branch on it or a tensor of that many samples; the slim model takes no "
+                    "other",
                     stacklevel=2,
                 )
 

@@ -149,16 +149,23 @@ def _described(
         return None
     operator, places = CONVOLUTIONS[name]
     transposed = operator == "conv_transpose"
+
+    def setting(index: int, name: str, default: int) -> Any:
+        # Some are computed from sizes: `groups=x.shape[1]`.
+        return fx.map_arg(
+            argument(node, index, name, default), lambda number: analysis.scalars[number.name]
+        )
+
     kernel = tuple(axis.size for axis in analysis.tensors[path][2:])
-    dilation = _tuple(argument(node, 7 if transposed else 5, "dilation", 1), places)
-    extra = argument(node, 5, "output_padding", 0) if transposed else 0
+    dilation = _tuple(setting(7 if transposed else 5, "dilation", 1), places)
+    extra = setting(5, "output_padding", 0) if transposed else 0
     settings = {
         "kernel": kernel,
-        "stride": _tuple(argument(node, 3, "stride", 1), places),
-        "padding": _padding(argument(node, 4, "padding", 0), kernel, dilation),
+        "stride": _tuple(setting(3, "stride", 1), places),
+        "padding": _padding(setting(4, "padding", 0), kernel, dilation),
         "dilation": dilation,
         "output_padding": _tuple(extra, places),
-        "groups": argument(node, 6, "groups", 1),
+        "groups": setting(6, "groups", 1),
     }
     return operator, places, path, settings
 

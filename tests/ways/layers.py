@@ -56,6 +56,26 @@ def embeddings_of_bags() -> Built:
     return model.double(), (torch.randint(0, 10, (2, 5)),)
 
 
+@way("first.weight[0]", "blur[0]")
+def blur_in_as_many_groups_as_channels() -> Built:
+    def run(s, x):
+        x = s.first(x)
+        padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return s.last(F.conv2d(padded, s.blur, stride=2, groups=x.shape[1]))
+
+    parts = {"first": nn.Conv2d(3, 8, 1), "last": nn.Conv2d(8, 4, 1)}
+    return Model(run, blur=weights(8, 1, 3, 3), **parts), image()
+
+
+@way("first.weight[0]", frozen={"turned[2]": "turned by quarters"})
+def kernels_turned_by_quarters() -> Built:
+    def run(s, x):
+        return s.last(F.conv2d(s.first(x), torch.rot90(s.turned, 1, (2, 3)), padding=1))
+
+    parts = {"first": nn.Conv2d(3, 8, 1), "last": nn.Conv2d(8, 4, 1)}
+    return Model(run, turned=weights(8, 8, 3, 3), **parts), image()
+
+
 @way("first.weight[0]", "first.weight[1]")
 def weights_tied() -> Built:
     model = Model(

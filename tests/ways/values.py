@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.ways.base import Built, Model, image, normal, sequence, vector, way
+from tests.ways.base import Built, Model, image, normal, sequence, vector, way, weights
 
 
 def between(run, width: int = 8, after: int = 8) -> Built:
@@ -296,3 +296,21 @@ def width_that_is_asserted() -> Built:
         return s.last(y.relu())
 
     return Model(run, first=nn.Linear(5, 8), last=nn.Linear(8, 4)), vector()
+
+
+@way("first.weight[0]", "token[2]")
+def tokens_gathered_by_places_repeated_over_the_channels() -> Built:
+    def run(s, x):
+        x = s.first(x)
+        places = s.places.view(1, 3, 1).repeat(x.shape[0], 1, x.shape[-1])
+        kept = torch.gather(x, 1, places)
+        filled = torch.cat([kept, s.token.tile(x.shape[0], 3, 1)], 1)
+        return s.last(filled)
+
+    return Model(
+        run,
+        first=nn.Linear(5, 8),
+        places=torch.tensor([4, 0, 2]),
+        token=weights(1, 1, 8),
+        last=nn.Linear(8, 4),
+    ), sequence()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes import Axes, Axis, product
+from fxprune.axes import ONE, Axes, Axis, product
 from fxprune.passes.constants.arguments import argument, operation, set_argument
 from fxprune.passes.constants.scope import Scope
 from fxprune.passes.infer import Analysis
@@ -104,6 +104,17 @@ def unflatten(scope: Scope, node: fx.Node) -> None:
     first = argument(node, 1, "dim") % len(source)
     new = axes[first : first + len(axes) - len(source) + 1]
     shape_argument(scope, node, 2, new, ("sizes",))
+
+
+@rewriter("repeat", "tile")
+def repeat(scope: Scope, node: fx.Node) -> None:
+    """Copies of one position are an axis, of which fewer may stay; all other counts stay."""
+    axes = scope.result(node)
+    source = (ONE,) * (len(axes) - len(scope.source(node))) + scope.source(node)
+    counts = tuple(a if one.size == 1 else ONE for a, one in zip(axes, source, strict=True))
+    given = scope.number(argument(node, 1, "repeats", node.kwargs.get("dims")))
+    fewer = len(given) if isinstance(given, (tuple, list)) else len(node.args) - 1
+    shape_argument(scope, node, 1, counts[-fewer:], ("repeats", "dims"))
 
 
 @rewriter("repeat_interleave")

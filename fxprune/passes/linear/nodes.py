@@ -210,7 +210,9 @@ class Nodes:
             places = {"stride": 3, "padding": 4, "groups": 6, "dilation": 7}
         defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         settings = {k: argument(node, i, k, defaults[k]) for k, i in places.items()} if dims else {}
-        if any(isinstance(leaf, fx.Node) for leaf in fx.node.map_arg(settings, lambda n: n)):
+        computed: list[fx.Node] = []
+        fx.node.map_arg(settings, computed.append)
+        if computed:
             return Refusal(node.name, "computes its settings")
         value = tensor_at(self.module, names[0])
         return _layer(node, source, (names[0], names[1]), value, dims, transposed, settings)

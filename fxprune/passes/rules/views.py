@@ -124,14 +124,28 @@ def expand(op: Op) -> Outputs:
 
 @rule("repeat")
 def repeat(op: Op) -> Outputs:
-    """Copies one after the other: `n * axis`."""
+    """Copies one after the other: `n * axis`; those of one position are an axis of their own."""
     axes = op.axes(op.args[0])
     counts = op.arg(1, "repeats")
     aligned = (ONE,) * (len(counts) - len(axes)) + axes
     return tuple(
-        product((op.frozen(count, "copies made by repeat"), axis))
+        op.unifier.fresh(count)
+        if axis.size == 1
+        else product((op.frozen(count, "copies made by repeat"), axis))
         for count, axis in zip(counts, aligned, strict=True)
     )
+
+
+@rule("rot90")
+def rotate(op: Op) -> Outputs:
+    """A plane turned by quarters; its own positions stay."""
+    axes = list(op.axes(op.args[0]))
+    turns, (first, second) = op.arg(1, "k", 1), op.arg(2, "dims", (0, 1))
+    for dim in (first, second):
+        op.freeze(axes[dim], "turned by quarters")
+    if turns % 2:
+        axes[first], axes[second] = axes[second], axes[first]
+    return tuple(axes)
 
 
 @rule("as_strided")
