@@ -40,6 +40,8 @@ CONTRACTIONS = frozenset(
 )
 # Reductions that have a meaning over any number of positions, as norms written by hand use them.
 REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "amax", "amin"})
+# Operators with numbers of positions in their arguments, each of which has a rewriter.
+CHOOSING = frozenset({"getitem", "slice", "slice_copy", "index", "index_select", "gather"})
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 def reduces(node: fx.Node) -> bool:
     """Whether `node` is nothing but a reduction over positions."""
     return _name(node) in REDUCTIONS
+
+
+def chooses(node: fx.Node) -> bool:
+    """Whether `node` names positions in arguments that the slim graph can name anew."""
+    return _name(node) in CHOOSING
 
 
 def contracts(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
