@@ -6,6 +6,7 @@ that has to know of it when the tensor is written to after all: then nothing may
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -44,6 +45,11 @@ def line(numbers: Numbers | None, dim: int) -> Numbers | None:
     return lines[:, 0] if bool((lines == lines[:, :1]).all()) else None
 
 
+def digest(numbers: Numbers) -> str:
+    """A short text that is another one for other numbers."""
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+
+
 class Indices:
     """The numbers in tensors of the graph, as far as they are constants, and who relies on them."""
 
@@ -64,6 +70,10 @@ class Indices:
     def rely(self, tensor: Tensor, *axes: Axis) -> None:
         """Positions of `axes` correspond as long as nothing is written to `tensor`."""
         self._relying.setdefault(storage_of(tensor), []).extend(axes)
+
+    def relied_on(self, tensor: Tensor) -> bool:
+        """Whether any positions correspond because of what `tensor` holds."""
+        return storage_of(tensor) in self._relying
 
     def follow(self, func: OpOverload, given: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Note what `func` makes of constants that it only passes on, in another shape perhaps."""

@@ -33,7 +33,7 @@ from fxprune.passes.capture import Captured
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.glue.module import Use
 from fxprune.passes.hooks import HookWatch
-from fxprune.passes.indices import Numbers, numbers_in
+from fxprune.passes.indices import Numbers, digest, numbers_in
 from fxprune.passes.modules import chooses, contracts, is_resizable, renormalises
 from fxprune.passes.regions import OpenRegions
 from fxprune.passes.rules import Contraction, tensors
@@ -85,6 +85,7 @@ class Analysis:
         writes: nodes that change a tensor in place, and so matter even if nobody uses their result.
         storages: for every tensor in the result of a node, what tells its memory apart.
         indices: what index tensors hold, by the node that yields them, where that is constant.
+        orders: a digest of each index buffer that axes depend on.
         dtypes: of every tensor in the result of a node.
         weights: parameters and buffers that some contraction multiplies, as they are or after
             arithmetic among weights.
@@ -99,6 +100,7 @@ class Analysis:
     writes: frozenset[str]
     storages: Mapping[str, tuple[int, ...]]
     indices: Mapping[str, Numbers]
+    orders: Mapping[str, str]
     dtypes: Mapping[str, tuple[torch.dtype, ...]]
     weights: frozenset[str]
     _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
@@ -251,7 +253,12 @@ def infer(captured: Captured) -> Analysis:
                 f"node {tracker.node}",
                 "Write it with a fixed shape (an index tensor in place of a mask, for example)",
             ) from error
-    return _collect(tracker, interpreter, state)
+    orders = {
+        name: digest(numbers)
+        for name, numbers in known.items()
+        if numbers is not None and tracker.indices.relied_on(state[name])
+    }
+    return _collect(tracker, interpreter, state, orders)
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -273,7 +280,10 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _collect(
-    tracker: AxisTracker, interpreter: _TypedInterpreter, state: Mapping[str, Tensor]
+    tracker: AxisTracker,
+    interpreter: _TypedInterpreter,
+    state: Mapping[str, Tensor],
+    orders: Mapping[str, str],
 ) -> Analysis:
     for name, tensor in state.items():
         if id(tensor) not in tracker.read:
@@ -302,6 +312,7 @@ def _collect(
         writes=frozenset(tracker.writes),
         storages={n: tuple(map(storage_of, found)) for n, found in interpreter.values.items()},
         indices=interpreter.indices,
+        orders=orders,
         dtypes={n: tuple(t.dtype for t in found) for n, found in interpreter.values.items()},
         weights=frozenset(n for n, tensor in state.items() if id(tensor) in tracker.multiplied),
     )
