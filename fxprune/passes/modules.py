@@ -71,6 +71,11 @@ def _linear(module: nn.Linear, widths: Widths) -> Mapping[str, Any]:
     return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
 
 
+def _bilinear(module: nn.Bilinear, widths: Widths) -> Mapping[str, Any]:
+    names = ("out_features", "in1_features", "in2_features")
+    return dict(zip(names, module.weight.shape, strict=True))
+
+
 def _norm(module: _NormBase, widths: Widths) -> Mapping[str, Any]:
     return {"num_features": widths.channels}
 
@@ -97,6 +102,7 @@ def _prelu(module: nn.PReLU, widths: Widths) -> Mapping[str, Any]:
 _RESIZE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
     (_NormBase, _norm),
     (nn.LayerNorm, _layer_norm),
     (nn.RMSNorm, _layer_norm),

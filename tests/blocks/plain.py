@@ -157,10 +157,20 @@ class Chosen(nn.Module):
     def __init__(self, index: list[int], style: str):
         super().__init__()
         self.register_buffer("index", torch.tensor(index))
-        self.style = style
+        self.listed, self.style = index, style
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.index] if self.style == "index" else x.index_select(1, self.index)
+        match self.style:
+            case "index":
+                return x[:, self.index]
+            case "list":
+                return x[:, self.listed].flip(1)
+            case "gather":
+                places = (1,) * (x.dim() - 2)
+                index = self.index.view(1, -1, *places).expand(x.shape[0], -1, *x.shape[2:])
+                return x.gather(1, index)
+            case _:
+                return x.index_select(1, self.index)
 
 
 class Stacked(nn.Module):
@@ -197,8 +207,6 @@ class Along(nn.Module):
                 return x - x.mean(1, keepdim=True)
             case "sort":
                 return x.sort(1).values
-            case "flip":
-                return x.flip(1)
             case "topk":
                 return x.topk(x.shape[1] // 2, dim=1).values
             case "peak":
