@@ -144,4 +144,4 @@ def residual_vector(rng: random.Random, shape: Shape) -> nn.Module:
 @row(1)
 def outer(rng: random.Random, shape: Shape) -> nn.Module:
     left, right = rng.choice([(3, 4), (4, 2), (4, 4)])
-    return plain.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm"]))
+    return plain.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm", "bilinear"]))

@@ -120,12 +120,13 @@ class Pooled(nn.Module):
 
 
 class Outer(nn.Module):
-    """The flattened outer product of two projections of a vector."""
+    """The flattened outer product of two projections of a vector, or a mixture of it."""
 
     def __init__(self, inputs: int, left: int, right: int, style: str):
         super().__init__()
         self.left = nn.Linear(inputs, left)
         self.right = None if style == "itself" else nn.Linear(inputs, right)
+        self.mix = nn.Bilinear(left, right, 6) if style == "bilinear" else None
         self.style = style
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,6 +134,8 @@ class Outer(nn.Module):
         if self.right is None:
             return (left.unsqueeze(2) * left.unsqueeze(1)).flatten(1)
         right = self.right(x)
+        if self.mix is not None:
+            return self.mix(left, right)
         if self.style == "einsum":
             return torch.einsum("bi,bj->bij", left, right).flatten(1)
         return torch.bmm(left.unsqueeze(2), right.unsqueeze(1)).reshape(x.shape[0], -1)
