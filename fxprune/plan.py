@@ -29,6 +29,7 @@ class Plan:
         version: of this format.
         dropped: residual blocks that go, by the node of their addition.
         merged: spans that become one layer each, by their nodes in the captured model.
+        orders: index tensor -> a digest of its numbers, where the groups depend on them.
 
     Raises:
         PlanMismatch: the parts do not fit together; the message gives the path of the first.
@@ -40,6 +41,7 @@ class Plan:
     version: int = VERSION
     dropped: tuple[str, ...] = ()
     merged: tuple[tuple[str, ...], ...] = ()
+    orders: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -49,6 +51,7 @@ class Plan:
         object.__setattr__(self, "sizes", dict(sorted(self.sizes.items())))
         object.__setattr__(self, "dropped", tuple(sorted(self.dropped)))
         object.__setattr__(self, "merged", tuple(sorted(map(tuple, self.merged))))
+        object.__setattr__(self, "orders", dict(sorted(self.orders.items())))
         object.__setattr__(self, "meta", plain.to_plain(self.meta))
         for name in sorted(self.kept.keys() ^ self.sizes.keys()):
             missing = "sizes" if name in self.kept else "kept"
@@ -65,12 +68,19 @@ class Plan:
         """Group name -> how many positions stay."""
         return {name: len(positions) for name, positions in self.kept.items()}
 
-    def check(self, sizes: Mapping[str, int]) -> None:
+    def check(self, sizes: Mapping[str, int], orders: Mapping[str, str] | None = None) -> None:
         """Refuse a model whose groups, given with their sizes, are not those of the plan.
 
         Raises:
-            PlanMismatch: naming the first group, in alphabetical order, that differs.
+            PlanMismatch: naming the first group, in alphabetical order, that differs, or the first
+                index tensor that holds other numbers.
         """
+        for name, digest in self.orders.items():
+            if orders is not None and orders.get(name) != digest:
+                raise PlanMismatch(
+                    f"The index tensor {name!r} holds other numbers than when the plan was made",
+                    fix="Load the model's own state before applying the plan.",
+                )
         for name in sorted(self.sizes.keys() | sizes.keys()):
             here, there = self.sizes.get(name), sizes.get(name)
             if here == there:

@@ -7,6 +7,7 @@ to the user's own model code, so a file holds data only, and other tools can rea
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,11 +103,23 @@ def load(path: str | Path, model: nn.Module, example_inputs: ExampleInputs) -> f
     from fxprune.optimize import apply  # reading a file needs no pipeline
 
     artifact = read(path)
-    slim = apply(model, artifact.plan, example_inputs)
+    slim = apply(_with_orders(model, artifact), artifact.plan, example_inputs)
     _require_same_state(slim.state_dict(), artifact.state, path)
     slim.load_state_dict(artifact.state)
     slim.meta[META] = {**slim.meta.get(META, {}), "plan": artifact.plan, "report": artifact.report}
     return slim
+
+
+def _with_orders(model: nn.Module, artifact: Artifact) -> nn.Module:
+    """`model` with the index tensors that the plan was made for, which may be drawn at random."""
+    state = model.state_dict()
+    names = [n for n in artifact.plan.orders if n in state and n in artifact.state]
+    stored = {n: artifact.state[n] for n in names if artifact.state[n].shape == state[n].shape}
+    if all(torch.equal(state[n].cpu(), tensor) for n, tensor in stored.items()):
+        return model
+    model = copy.deepcopy(model)
+    model.load_state_dict(stored, strict=False)
+    return model
 
 
 def read(path: str | Path) -> Artifact:

@@ -105,11 +105,12 @@ class Transforming(nn.Module):
 
 
 class Assorted(nn.Module):
-    """Gated halves, strides, tied weights, a shared layer, frozen channels, an outer product."""
+    """Gated halves, an order of channels, strides, tied and shared layers, an outer product."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 24, 3, padding=1)
+        self.register_buffer("order", torch.tensor([5, 2, 9, 0, 11, 7, 1, 10, 3, 8, 6, 4]))
         self.second = images.Functional(12, 16, 3, 2, bias=True)
         self.up = nn.PixelShuffle(2)
         self.third = nn.Conv2d(4, 12, 3, padding=1)
@@ -123,6 +124,7 @@ class Assorted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.first(x).chunk(2, dim=1)
+        value = value[:, self.order]
         x = self.up(self.second(value * torch.sigmoid(gate)))
         x = self.third(x)
         v = (x[:, ::2] * x[:, 1::2].tanh()).mean((2, 3))

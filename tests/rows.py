@@ -71,6 +71,7 @@ def slices(rng: random.Random, shape: Shape) -> nn.Module | None:
     cut = rng.randrange(2, channels - 1)
     bounds = [(None, cut, None), (cut, None, None), (-cut, None, None), (1, -1, None)]
     bounds += [(None, None, 2), (1, None, 2), (0, channels - 1, 3), (None, None, 3)]
+    bounds += [(1, None, 3), (None, None, cut)]
     return plain.Slice(*rng.choice(bounds))
 
 
@@ -86,19 +87,20 @@ def buffered(rng: random.Random, shape: Shape) -> nn.Module:
     return plain.Buffered(shape[0], len(shape) - 1)
 
 
-@row(3, 1, weight=0.5)
+@row(3, 1)
 def chosen(rng: random.Random, shape: Shape) -> nn.Module | None:
     if shape[0] < 3:
         return None
-    index = rng.sample(range(shape[0]), max(2, shape[0] - 1))
-    return plain.Chosen(index, rng.choice(["index", "select"]))
+    index = rng.sample(range(shape[0]), rng.randint(2, shape[0]))
+    index += rng.choice([[], [], index, index[:1]])  # some of them several times
+    return plain.Chosen(index, rng.choice(["index", "select", "list", "gather"]))
 
 
 @row(3, 1, weight=0.4)
 def along(rng: random.Random, shape: Shape) -> nn.Module | None:
     if shape[0] < 4:
         return None
-    styles = ["softmax", "cumsum", "normalize", "centre", "sort", "flip", "topk", "unfold"]
+    styles = ["softmax", "cumsum", "normalize", "centre", "sort", "topk", "unfold"]
     styles += ["peak", "share", "product", "mode", "gather"]
     if len(shape) == 3:
         styles.append("response")
@@ -142,4 +144,4 @@ def residual_vector(rng: random.Random, shape: Shape) -> nn.Module:
 @row(1)
 def outer(rng: random.Random, shape: Shape) -> nn.Module:
     left, right = rng.choice([(3, 4), (4, 2), (4, 4)])
-    return plain.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm"]))
+    return plain.Outer(shape[0], left, right, rng.choice(["einsum", "itself", "bmm", "bilinear"]))

@@ -12,13 +12,16 @@ from fxprune.axes import (
     Concat,
     Product,
     Reason,
+    Reordered,
     Unifier,
     atoms,
     concat,
+    counted,
     kept_positions,
     kept_size,
     product,
     project,
+    reordered,
 )
 
 WHY = Reason("test", "node", "a test")
@@ -94,7 +97,7 @@ def test_a_group_axis_is_split_where_a_concatenation_ends():
 def test_a_cut_inside_a_row_separates_that_row():
     unifier = Unifier()
     rows, columns = unifier.fresh(4), unifier.fresh(5)
-    left, right = unifier.pieces(product([rows, columns]), (7, 13))
+    left, right = unifier.pieces(product([rows, columns]), (7, 13), WHY)
     assert (left.size, right.size) == (7, 13)
     assert unifier.resolve(concat([left, right])) == unifier.resolve(product([rows, columns]))
 
@@ -129,7 +132,10 @@ def terms(draw, depth=2):
         ident = draw(st.integers(0, 3))
         return Atom(ident, (2, 3, 4, 5)[ident])
     children = draw(st.lists(terms(depth=depth - 1), min_size=1, max_size=3))
-    return draw(st.sampled_from([product, concat]))(children)
+    found = draw(st.sampled_from([product, concat]))(children)
+    if found.size <= 60 and draw(st.booleans()):
+        return reordered(found, np.array(draw(st.permutations(range(found.size)))))
+    return found
 
 
 @given(terms(), st.data())
@@ -144,13 +150,80 @@ def test_size_and_positions_agree_for_any_choice(term, data):
     assert len(positions) == kept_size(term, {a: len(k) for a, k in kept.items()})
     assert (np.diff(positions) > 0).all()
     assert positions.max(initial=-1) < term.size
+    assert kept_size(counted(term), {a: len(k) for a, k in kept.items()}) == len(positions)
+
+
+@given(terms(), st.data())
+def test_a_reordered_axis_keeps_what_its_order_says(term, data):
+    kept = {
+        atom: np.array(sorted(data.draw(st.sets(st.integers(0, atom.size - 1)))), dtype=int)
+        for atom in sorted(set(atoms(term)), key=lambda a: a.ident)
+    }
+    order = np.random.default_rng(term.size).permutation(term.size)
+    found = reordered(term, order)
+    whole = set(kept_positions(term, kept).tolist())
+    expected = [i for i, position in enumerate(order.tolist()) if position in whole]
+    assert kept_positions(found, kept).tolist() == expected
+    assert reordered(found, np.argsort(order)) == reordered(term, np.arange(term.size))
+    weights = np.arange(term.size) + 1.0
+    mine, theirs = project(found, weights[order]), project(term, weights)
+    assert {a: w.tolist() for a, w in mine.items()} == {a: w.tolist() for a, w in theirs.items()}
+
+
+def test_whole_pieces_that_change_places_are_a_concatenation():
+    a, b = Atom(0, 2), Atom(1, 3)
+    assert reordered(concat([a, b]), np.array([2, 3, 4, 0, 1])) == Concat((b, a))
+    found = reordered(concat([a, b]), np.array([3, 2, 4, 0, 1]))
+    assert found == Concat((Reordered(b, (1, 0, 2)), a))
+
+
+def test_an_axis_in_its_own_order_is_that_axis_and_in_another_it_stays():
+    unifier = Unifier()
+    axis = unifier.fresh(4)
+    unifier.unify(axis, reordered(axis, np.arange(4)), WHY)
+    assert unifier.is_free(axis)
+    unifier.unify(axis, reordered(axis, np.array([1, 0, 2, 3])), WHY)
+    assert not unifier.is_free(axis)
+
+
+def test_equal_orders_of_two_axes_make_them_one():
+    unifier = Unifier()
+    a, b, order = unifier.fresh(4), unifier.fresh(4), np.array([1, 3, 0, 2])
+    unifier.unify(reordered(a, order), reordered(b, order), WHY)
+    assert unifier.resolve(a) == unifier.resolve(b)
+    assert unifier.is_free(a)
+
+
+def test_positions_picked_equally_often_go_together():
+    unifier = Unifier()
+    axis = unifier.fresh(9)
+    found = unifier.pick(axis, np.array([1, 3, 5, 8, 7, 1, 3]), WHY)
+    assert sorted(a.size for a in set(atoms(found))) == [2, 3]
+    assert sorted(a.size for a in atoms(unifier.resolve(axis))) == [2, 3, 4]
+
+
+@given(st.data())
+def test_what_is_picked_stays_where_its_position_stays(data):
+    unifier = Unifier()
+    axis = fresh_term(data.draw, unifier, data.draw(st.sampled_from([6, 12, 16])))
+    index = np.array(data.draw(st.lists(st.integers(0, axis.size - 1), max_size=20)), dtype=int)
+    found = unifier.pick(axis, index, WHY)
+    whole = unifier.resolve(axis)
+    assert found.size == len(index)
+    kept = random_positions(data.draw, unifier, whole, found)
+    stays = set(kept_positions(whole, kept).tolist())
+    expected = [j for j, position in enumerate(index.tolist()) if position in stays]
+    assert kept_positions(found, kept).tolist() == expected
 
 
 def fresh_term(draw, unifier, size, depth=2):
     """A random axis of `size` positions made of fresh atoms."""
     if depth == 0 or size < 4:
         return unifier.fresh(size)
-    kind = draw(st.sampled_from(["atom", "product", "concat"]))
+    kind = draw(st.sampled_from(["atom", "product", "concat", "reordered"]))
+    if kind == "reordered":
+        inner = fresh_term(draw, unifier, size, depth - 1)
+        return reordered(inner, np.array(draw(st.permutations(range(size)))))
     divisors = [d for d in range(2, size) if size % d == 0]
     if kind == "product" and divisors:
         first = draw(st.sampled_from(divisors))
@@ -163,6 +236,28 @@ def fresh_term(draw, unifier, size, depth=2):
     return unifier.fresh(size)
 
 
+def random_positions(draw, unifier, *axes):
+    """Positions of every free atom of `axes`, at least one of each."""
+    free = {a for axis in axes for a in atoms(axis) if unifier.reason(a) is None}
+    return {
+        atom: np.array(sorted(draw(st.sets(st.integers(0, atom.size - 1), min_size=1))), dtype=int)
+        for atom in sorted(free, key=lambda a: a.ident)
+    }
+
+
+@given(st.data())
+def test_orders_of_what_is_unified_already_keep_the_same_positions(data):
+    unifier = Unifier()
+    axis = fresh_term(data.draw, unifier, data.draw(st.sampled_from([6, 12, 16])))
+    for _ in range(2):
+        order = np.array(data.draw(st.permutations(range(axis.size))))
+        other = reordered(unifier.resolve(axis), order)
+        unifier.unify(axis, other, WHY)
+        left, right = resolved(unifier, axis, other)
+        kept = random_positions(data.draw, unifier, left, right)
+        assert kept_positions(left, kept).tolist() == kept_positions(right, kept).tolist()
+
+
 @given(st.data())
 def test_unified_axes_always_keep_the_same_positions(data):
     unifier = Unifier()
@@ -172,13 +267,7 @@ def test_unified_axes_always_keep_the_same_positions(data):
     unifier.unify(left, right, WHY)
     left, right = resolved(unifier, left, right)
     assert left.size == right.size == size
-    free = {a for t in (left, right) for a in atoms(t) if unifier.reason(a) is None}
-    kept = {
-        atom: np.array(
-            sorted(data.draw(st.sets(st.integers(0, atom.size - 1), min_size=1))), dtype=int
-        )
-        for atom in sorted(free, key=lambda a: a.ident)
-    }
+    kept = random_positions(data.draw, unifier, left, right)
     assert kept_positions(left, kept).tolist() == kept_positions(right, kept).tolist()
 
 
@@ -188,6 +277,8 @@ def test_cutting_an_axis_changes_neither_its_size_nor_its_positions(data):
     size = data.draw(st.sampled_from([6, 12, 16, 24, 30]))
     axis = fresh_term(data.draw, unifier, size)
     offset = data.draw(st.integers(0, size))
-    left, right = unifier.pieces(axis, (offset, size - offset))
+    left, right = unifier.pieces(axis, (offset, size - offset), WHY)
     assert left.size == offset
-    assert unifier.resolve(concat([left, right])) == unifier.resolve(axis)
+    cut, whole = resolved(unifier, concat([left, right]), axis)
+    kept = random_positions(data.draw, unifier, cut, whole)
+    assert kept_positions(cut, kept).tolist() == kept_positions(whole, kept).tolist()

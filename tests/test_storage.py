@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxprune import storage
 from fxprune.errors import InputError, PlanMismatch
-from fxprune.optimize import apply
+from fxprune.optimize import apply, optimize
 from fxprune.plan import Plan
 from fxprune.storage import load, read, save
 
@@ -269,3 +269,33 @@ print(sorted(bad & set(seen)), "open" in seen or len(seen))
         [sys.executable, "-c", script, str(saved)], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("[] "), done.stdout
+
+
+class Shuffled(nn.Module):
+    """Channels in an order that is drawn anew for every instance, and kept in the state."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(5, 2, 3)
+        self.register_buffer("order", torch.randperm(8)[:5])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x)[:, self.order])
+
+
+def test_an_order_that_is_drawn_at_random_is_that_of_the_file(tmp_path):
+    slim = optimize(Shuffled(0).eval(), "50% params", (X,), importance="magnitude")
+    save(slim, tmp_path / "slim.safetensors")
+    other = Shuffled(1).eval()
+    order = other.order.clone()
+    again = load(tmp_path / "slim.safetensors", other, (X,))
+    assert torch.equal(again(X), slim(X))
+    assert torch.equal(other.order, order)
+
+
+def test_a_plan_is_not_applied_to_a_model_with_another_order():
+    plan = optimize(Shuffled(0).eval(), "50% params", (X,), importance="magnitude").meta["fxprune"]
+    apply(Shuffled(0).eval(), plan["plan"], (X,))
+    with pytest.raises(PlanMismatch, match="'order' holds other numbers"):
+        apply(Shuffled(1).eval(), plan["plan"], (X,))

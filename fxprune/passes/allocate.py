@@ -173,6 +173,7 @@ def plan_of(
         meta=dict(meta),
         dropped=tuple(block.addition for block in dropped),
         merged=tuple(merge.span.nodes for merge in merged),
+        orders=analysis.orders,
     )
 
 

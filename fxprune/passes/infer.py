@@ -33,7 +33,8 @@ from fxprune.passes.capture import Captured
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.glue.module import Use
 from fxprune.passes.hooks import HookWatch
-from fxprune.passes.modules import contracts, is_resizable, renormalises
+from fxprune.passes.indices import Numbers, digest, numbers_in
+from fxprune.passes.modules import chooses, contracts, is_resizable, renormalises
 from fxprune.passes.regions import OpenRegions
 from fxprune.passes.rules import Contraction, tensors
 from fxprune.passes.rules.recurrent import TELLING_BY_WIDTH, told_by_width, unfused_recurrence
@@ -83,6 +84,8 @@ class Analysis:
         contractions: every multiply-accumulate of the model.
         writes: nodes that change a tensor in place, and so matter even if nobody uses their result.
         storages: for every tensor in the result of a node, what tells its memory apart.
+        indices: what index tensors hold, by the node that yields them, where that is constant.
+        orders: a digest of each index buffer that axes depend on.
         dtypes: of every tensor in the result of a node.
         weights: parameters and buffers that some contraction multiplies, as they are or after
             arithmetic among weights.
@@ -96,6 +99,8 @@ class Analysis:
     contractions: tuple[Contraction, ...]
     writes: frozenset[str]
     storages: Mapping[str, tuple[int, ...]]
+    indices: Mapping[str, Numbers]
+    orders: Mapping[str, str]
     dtypes: Mapping[str, tuple[torch.dtype, ...]]
     weights: frozenset[str]
     _group_of: dict[Atom, Group] = field(init=False, repr=False, compare=False)
@@ -123,12 +128,14 @@ class _TypedInterpreter(fx.Interpreter):
         self.regions = OpenRegions()
         self.values: dict[str, tuple[Tensor, ...]] = {}
         self.scalars: dict[str, Any] = {}
+        self.indices: dict[str, Numbers] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.tracker.node = n.name
         self.tracker.mixing.clear()
         self.tracker.renormalises = renormalises(self.submodules, n)
         self.tracker.contracts = contracts(self.submodules, n)
+        self.tracker.chooses = chooses(n)
         result = super().run_node(n)
         self.regions.see(n, result)
         if n.op == "call_function" and is_opaque(self.submodules, n):
@@ -140,6 +147,7 @@ class _TypedInterpreter(fx.Interpreter):
             self._keep_read(n, n.target)
         self._keep_told(n)
         self.values[n.name] = self.tracker.yielded(result)
+        self._keep_numbers(n, self.values[n.name])
         if not self.values[n.name]:
             self.scalars[n.name] = result
         if n.op == "output":
@@ -147,6 +155,12 @@ class _TypedInterpreter(fx.Interpreter):
                 result, Reason("output", n.name, "a dimension of the model's output")
             )
         return result
+
+    def _keep_numbers(self, node: fx.Node, values: tuple[Tensor, ...]) -> None:
+        """Remember the numbers that an index holds now; it may be written to later."""
+        numbers = self.tracker.indices.of(values[0]) if len(values) == 1 else None
+        if numbers is not None:
+            self.indices[node.name] = numbers
 
     def _keep_read(self, node: fx.Node, use: Use) -> None:
         """Keep the dimensions that glue reads."""
@@ -213,6 +227,7 @@ class _Runner(nn.Module):
 def infer(captured: Captured) -> Analysis:
     """Type every tensor of `captured`; well under a second even for large models."""
     module = captured.module
+    known = {name: numbers_in(tensor) for name, tensor in module.named_buffers()}
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         fakes = Fakes(fake)
         tracker = AxisTracker(fakes)
@@ -222,6 +237,9 @@ def infer(captured: Captured) -> Analysis:
         for tensor in state.values():
             tracker.give(tensor, tuple(tracker.unifier.fresh(size) for size in tensor.shape))
             tracker.weigh(tensor)
+        for name, numbers in known.items():
+            if numbers is not None:
+                tracker.indices.know(state[name], numbers)
         runner = _Runner(interpreter)
         fake_of = {id(tensor): state[name] for name, tensor in named_tensors(module)}
         swapped = {f"module.{place}": fake_of[id(t)] for place, t in _places(module)}
@@ -235,7 +253,12 @@ def infer(captured: Captured) -> Analysis:
                 f"node {tracker.node}",
                 "Write it with a fixed shape (an index tensor in place of a mask, for example)",
             ) from error
-    return _collect(tracker, interpreter, state)
+    orders = {
+        name: digest(numbers)
+        for name, numbers in known.items()
+        if numbers is not None and tracker.indices.relied_on(state[name])
+    }
+    return _collect(tracker, interpreter, state, orders)
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -257,7 +280,10 @@ def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _collect(
-    tracker: AxisTracker, interpreter: _TypedInterpreter, state: Mapping[str, Tensor]
+    tracker: AxisTracker,
+    interpreter: _TypedInterpreter,
+    state: Mapping[str, Tensor],
+    orders: Mapping[str, str],
 ) -> Analysis:
     for name, tensor in state.items():
         if id(tensor) not in tracker.read:
@@ -285,6 +311,8 @@ def _collect(
         contractions=contractions,
         writes=frozenset(tracker.writes),
         storages={n: tuple(map(storage_of, found)) for n, found in interpreter.values.items()},
+        indices=interpreter.indices,
+        orders=orders,
         dtypes={n: tuple(t.dtype for t in found) for n, found in interpreter.values.items()},
         weights=frozenset(n for n, tensor in state.items() if id(tensor) in tracker.multiplied),
     )

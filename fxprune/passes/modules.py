@@ -40,6 +40,8 @@ CONTRACTIONS = frozenset(
 )
 # Reductions that have a meaning over any number of positions, as norms written by hand use them.
 REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "amax", "amin"})
+# Operators with numbers of positions in their arguments, each of which has a rewriter.
+CHOOSING = frozenset({"getitem", "slice", "slice_copy", "index", "index_select", "gather"})
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def _linear(module: nn.Linear, widths: Widths) -> Mapping[str, Any]:
     return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
 
 
+def _bilinear(module: nn.Bilinear, widths: Widths) -> Mapping[str, Any]:
+    names = ("out_features", "in1_features", "in2_features")
+    return dict(zip(names, module.weight.shape, strict=True))
+
+
 def _norm(module: _NormBase, widths: Widths) -> Mapping[str, Any]:
     return {"num_features": widths.channels}
 
@@ -95,6 +102,7 @@ def _prelu(module: nn.PReLU, widths: Widths) -> Mapping[str, Any]:
 _RESIZE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
     (_NormBase, _norm),
     (nn.LayerNorm, _layer_norm),
     (nn.RMSNorm, _layer_norm),
@@ -131,6 +139,11 @@ def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 def reduces(node: fx.Node) -> bool:
     """Whether `node` is nothing but a reduction over positions."""
     return _name(node) in REDUCTIONS
+
+
+def chooses(node: fx.Node) -> bool:
+    """Whether `node` names positions in arguments that the slim graph can name anew."""
+    return _name(node) in CHOOSING
 
 
 def contracts(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:

@@ -29,7 +29,7 @@ class Kept:
         Raises:
             PlanMismatch: the plan was made for a model with other groups.
         """
-        plan.check({group.name: group.size for group in analysis.groups})
+        plan.check({group.name: group.size for group in analysis.groups}, analysis.orders)
         return Kept(
             {
                 group.atom: np.asarray(plan.kept[group.name], dtype=np.int64)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.axes import Axes, Reason, Unifier, atoms
 from fxprune.passes.fakes import Fakes, storage_of
+from fxprune.passes.indices import Indices, written_by
 from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
 
 # Operators that change the dimensions of the tensor they are called on.
@@ -42,6 +43,9 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.renormalises = False
         self.contracts = False
         """Whether the present node is nothing but a contraction; see `_keep_summed`."""
+        self.indices = Indices()
+        self.chooses = False
+        """Whether numbers of positions in the arguments of the present node can be rewritten."""
         self._axes: dict[int, tuple[int, Axes]] = {}
         """By tensor: its axes, and up to which change of the unifier they are resolved."""
         self._alive: list[Tensor] = []
@@ -104,6 +108,12 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if atom not in left:
                         self.unifier.freeze(atom, reason)
 
+    def _keep_relying(self, written: Iterable[Tensor]) -> None:
+        """Positions that correspond only as long as a tensor stays as it is are kept."""
+        reason = Reason("in-place", self.node, "what they are chosen by is written to")
+        for axis in self.indices.written(written):
+            self.unifier.freeze(axis, reason)
+
     def weigh(self, tensor: Tensor) -> None:
         """`tensor` is a parameter or buffer of the model."""
         self._made_of[id(tensor)] = frozenset((id(tensor),))
@@ -144,9 +154,11 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         out, given = self.fakes.run(func, args, kwargs)
         self.read.update(map(id, given))
+        results = tensors(out)
         if func._schema.is_mutable:
             self.writes.add(self.node)
-        results = tensors(out)
+            self._keep_relying(written_by(func, args, kwargs))
+        self.indices.follow(func, given, results)
         if results:
             op = Op(
                 func,
@@ -157,6 +169,8 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.renormalises,
                 self.unifier,
                 self.axes_of,
+                self.indices,
+                self.chooses,
                 self.contractions,
             )
             rule = RULES.find(func)

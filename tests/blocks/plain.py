@@ -120,12 +120,13 @@ class Pooled(nn.Module):
 
 
 class Outer(nn.Module):
-    """The flattened outer product of two projections of a vector."""
+    """The flattened outer product of two projections of a vector, or a mixture of it."""
 
     def __init__(self, inputs: int, left: int, right: int, style: str):
         super().__init__()
         self.left = nn.Linear(inputs, left)
         self.right = None if style == "itself" else nn.Linear(inputs, right)
+        self.mix = nn.Bilinear(left, right, 6) if style == "bilinear" else None
         self.style = style
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,6 +134,8 @@ class Outer(nn.Module):
         if self.right is None:
             return (left.unsqueeze(2) * left.unsqueeze(1)).flatten(1)
         right = self.right(x)
+        if self.mix is not None:
+            return self.mix(left, right)
         if self.style == "einsum":
             return torch.einsum("bi,bj->bij", left, right).flatten(1)
         return torch.bmm(left.unsqueeze(2), right.unsqueeze(1)).reshape(x.shape[0], -1)
@@ -157,10 +160,20 @@ class Chosen(nn.Module):
     def __init__(self, index: list[int], style: str):
         super().__init__()
         self.register_buffer("index", torch.tensor(index))
-        self.style = style
+        self.listed, self.style = index, style
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.index] if self.style == "index" else x.index_select(1, self.index)
+        match self.style:
+            case "index":
+                return x[:, self.index]
+            case "list":
+                return x[:, self.listed].flip(1)
+            case "gather":
+                places = (1,) * (x.dim() - 2)
+                index = self.index.view(1, -1, *places).expand(x.shape[0], -1, *x.shape[2:])
+                return x.gather(1, index)
+            case _:
+                return x.index_select(1, self.index)
 
 
 class Stacked(nn.Module):
@@ -197,8 +210,6 @@ class Along(nn.Module):
                 return x - x.mean(1, keepdim=True)
             case "sort":
                 return x.sort(1).values
-            case "flip":
-                return x.flip(1)
             case "topk":
                 return x.topk(x.shape[1] // 2, dim=1).values
             case "peak":

@@ -43,6 +43,6 @@ def slimmed_tensors(subject: Subject, kinds: type = Tensor) -> Iterator[tuple[st
     """Names and axes of the tensors that lose positions."""
     kept = Kept.from_plan(subject.plan, subject.analysis)
     for name, tensor in named_tensors(subject.slim):
-        axes = subject.analysis.tensors[name]
+        axes = subject.analysis.tensors.get(name, ())
         if any(map(kept.touches, axes)) and isinstance(tensor, kinds):
             yield name, axes

@@ -203,6 +203,20 @@ def slice_moved(subject: Subject) -> Iterator[tuple[str, Subject]]:
 
 
 @kind
+def index_turned_around(subject: Subject) -> Iterator[tuple[str, Subject]]:
+    """Channels are picked in the reverse of their order."""
+
+    def edit(module: fx.GraphModule, node: fx.Node) -> bool | None:
+        if node.op != "get_attr" or "_of_slim" not in str(node.target):
+            return False
+        index = module.get_buffer(str(node.target))
+        index.copy_(index.flip(0))
+        return None
+
+    yield from _edited(subject, edit)
+
+
+@kind
 def attention_scale_dropped(subject: Subject) -> Iterator[tuple[str, Subject]]:
     def change(node: fx.Node) -> None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "scale"}

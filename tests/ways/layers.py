@@ -311,7 +311,7 @@ def unused_parameters() -> Built:
     return Model(lambda s, x: s.last(s.first(x)), **parts, lonely=weights(7)), vector()
 
 
-@way(frozen={"mix.weight[0]": "no typing rule", "left.weight[0]": "no typing rule"})
+@way("left.weight[0]", "right.weight[0]", "mix.weight[0]")
 def bilinear_layer() -> Built:
     parts = {"left": nn.Linear(5, 8), "right": nn.Linear(5, 6), "mix": nn.Bilinear(8, 6, 7)}
     return Model(

@@ -91,17 +91,17 @@ def every_third_channel() -> Built:
     return between(lambda s, y: y[:, 2::3] * y[:, 0:7:3] + y[:, 1:9:3], 9, 3)
 
 
-@way(frozen={"first.weight[0]": "does not divide"})
+@way("first.weight[0]")
 def stride_that_does_not_divide() -> Built:
     return between(lambda s, y: torch.cat([y[:, ::5], y[:, 8:]], 1), 12, 7)
 
 
-@way(frozen={"first.weight[0]": "index tensor", "last.weight[1]": "not part of the graph"})
+@way("first.weight[0]", "last.weight[1]")
 def channels_in_a_written_order() -> Built:
     return between(lambda s, y: y[:, [0, 3, 5]], 8, 3)
 
 
-@way(frozen={"first.weight[0]": "index tensor", "order[0]": "index tensor"})
+@way("first.weight[0]", "last.weight[1]", frozen={"order[0]": "index tensor"})
 def channels_in_the_order_of_a_buffer() -> Built:
     def run(s, y):
         return y[:, s.order] + y.index_select(1, s.order)
@@ -111,11 +111,81 @@ def channels_in_the_order_of_a_buffer() -> Built:
     return model, inputs
 
 
-@way(frozen={"first.weight[0]": "index tensor", "order[1]": "index tensor"}, without=("batch",))
+@way("first.weight[0]", "last.weight[1]", frozen={"order[1]": "index tensor"}, without=("batch",))
 def gather() -> Built:
     model, inputs = between(lambda s, y: torch.gather(y, 1, s.order.expand(2, -1)), 8, 3)
     model.register_buffer("order", torch.tensor([[6, 1, 3]]))
     return model, inputs
+
+
+@way("first.weight[0]", "second.weight[0]", frozen={"order[0]": "index", "back[0]": "index"})
+def channels_permuted_and_put_back() -> Built:
+    def run(s, y):
+        return y + s.second(y[:, s.order]).index_select(1, s.back)
+
+    model, inputs = between_images(run)
+    model.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    model.register_buffer("order", torch.tensor([3, 0, 6, 1, 7, 2, 5, 4]))
+    model.register_buffer("back", model.order.argsort())
+    return model, inputs
+
+
+@way("first.weight[0]", "last.weight[1]")
+def channels_listed_more_than_once() -> Built:
+    def run(s, y):
+        return torch.cat([y[:, [0, 0, 1, 1, -2, 6]], y[:, [5, 2, 5, 2, 3]]], dim=1)
+
+    return between(run, 8, 11)
+
+
+@way("first.weight[0]", "inner.weight[0]")
+def channels_shuffled_by_a_list_between_groups() -> Built:
+    shuffled = torch.arange(12).view(3, 4).t().flatten().tolist()
+    model, inputs = between_images(lambda s, y: s.inner(y[:, shuffled]), 12, 8)
+    model.inner = nn.Conv2d(12, 8, 3, padding=1, groups=4)
+    return model, inputs
+
+
+@way("first.weight[0]", "last.weight[1]")
+def chosen_channels_flattened_with_their_places() -> Built:
+    model = Model(
+        lambda s, x: s.last(s.first(x)[:, [4, 1, 6]].flatten(1)),
+        first=nn.Conv2d(3, 8, 3),
+        last=nn.Linear(48, 4),
+    )
+    return model, image()
+
+
+@way("first.weight[0]")
+def channels_flipped() -> Built:
+    return between(lambda s, y: y.flip(1)[:, :5], 8, 5)
+
+
+@way(frozen={"first.weight[0]": "no common factorisation"})
+def channels_added_to_themselves_in_another_order() -> Built:
+    return between(lambda s, y: y + y.flip(1))
+
+
+@way(frozen={"first.weight[0]": "written to", "order[0]": "index tensor"}, without=("training",))
+def order_that_is_written_to() -> Built:
+    def run(s, y):
+        y = y[:, s.order]
+        s.order.clamp_(0, 7)
+        return y
+
+    model, inputs = between(run, 8, 3)
+    model.register_buffer("order", torch.tensor([6, 1, 3]))
+    return model, inputs
+
+
+@way(frozen={"first.weight[0]": "written to"})
+def strided_channels_written_in_place() -> Built:
+    def run(s, y):
+        y = y * 1
+        y[:, ::5].mul_(2)
+        return y
+
+    return between(run, 12, 12)
 
 
 @way("first.weight[0]")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from fxprune.axes import Atom, Axis, atoms
+from fxprune.axes import Atom, Axis, Concat, Product, Reordered, atoms
 from fxprune.errors import InputError
 from fxprune.passes.infer import Analysis, Group
 
@@ -137,11 +137,13 @@ def _multiplicity(axis: Axis, group: Group) -> int:
     match axis:
         case Atom():
             return 0
-        case _ if hasattr(axis, "parts"):
-            return sum(_multiplicity(part, group) for part in axis.parts)
-        case _:
-            inside = [f for f in axis.factors if group.atom in set(atoms(f))]
-            others = math.prod(f.size for f in axis.factors if f not in inside)
+        case Reordered():
+            return _multiplicity(axis.axis, group)
+        case Concat(parts=parts):
+            return sum(_multiplicity(part, group) for part in parts)
+        case Product(factors=factors):
+            inside = [f for f in factors if group.atom in set(atoms(f))]
+            others = math.prod(f.size for f in factors if f not in inside)
             return others * math.prod(_multiplicity(f, group) for f in inside) if inside else 0
 
 

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes import Atom, Axis, Concat, atoms, kept_positions
+from fxprune.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Reordered,
+    atoms,
+    counted,
+    in_order,
+    kept_positions,
+)
 from fxprune.passes.allocation.forms import Gate
 from fxprune.passes.allocation.widths import Choices, Tables, fits
 from fxprune.passes.importance import Importance
@@ -47,7 +56,10 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
 
 
 def _is_wide(axis: Axis, choices: Choices) -> bool:
-    return isinstance(axis, Concat) and sum(a in choices.ladders for a in set(atoms(axis))) > 1
+    return (
+        isinstance(counted(axis), Concat)
+        and sum(a in choices.ladders for a in set(atoms(axis))) > 1
+    )
 
 
 def _add(
@@ -59,6 +71,10 @@ def _add(
     gate: Gate | None,
 ) -> None:
     """Add the sum of `saliency` over the positions that stay, for every combination of widths."""
+    if len(axes) == 1 and isinstance(axes[0], Reordered):
+        before = in_order(axes[0], saliency)
+        _add(tables, before, (axes[0].axis,), importance, choices, gate)
+        return
     if len(axes) == 1 and isinstance(axes[0], Concat):
         offset = 0
         for part in axes[0].parts:

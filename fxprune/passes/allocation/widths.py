@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes import Atom, Axis, Concat, Product, atoms, kept_size
+from fxprune.axes import Atom, Axis, Concat, Product, atoms, counted, kept_size
 from fxprune.passes.allocation.forms import NO_FORMS, Forms, Gate
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
@@ -179,6 +179,7 @@ def _linear(
     """`axis` as (groups with how often they occur, constant), if its width is such a sum."""
     times: dict[Atom, int] = {}
     constant = 0
+    axis = counted(axis)
     for part in axis.parts if isinstance(axis, Concat) else (axis,):
         live = [a for a in atoms(part) if a in ladders]
         if not live:

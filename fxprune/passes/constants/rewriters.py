@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from fxprune.axes import ONE, Axes, Axis, product
 from fxprune.passes.constants.arguments import argument, operation, set_argument
 from fxprune.passes.constants.scope import Scope
+from fxprune.passes.indices import line
 from fxprune.passes.infer import Analysis
 from fxprune.passes.rules.pieces import stride_block
 from fxprune.passes.slimming import Kept
@@ -216,6 +219,10 @@ def aten_slice(scope: Scope, node: fx.Node) -> None:
         return
     given = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step"))
     found = _slice(scope, given, axis)
+    if isinstance(found, list):
+        node.target, node.kwargs = operator.getitem, {}
+        node.args = (node.args[0], (*(slice(None),) * (dim % len(scope.source(node))), found))
+        return
     for place, name, bound in ((2, "start", found.start), (3, "end", found.stop)):
         if bound is not None:
             set_argument(node, place, name, bound)
@@ -240,7 +247,14 @@ def getitem(scope: Scope, node: fx.Node) -> None:
             new.append(entry)
             dim += len(axes) - consumed
             continue
-        new.append(_entry(scope, entry, axes[dim]))
+        found = _entry(scope, node, entry, axes[dim])
+        if isinstance(entry, slice) and isinstance(found, list):
+            # Picked beforehand: beside other index tensors, a list would not stand for itself.
+            with scope.graph.inserting_before(node):
+                picking: Any = (source, (*(slice(None),) * dim, found))
+                source = scope.graph.call_function(operator.getitem, picking)
+            found = slice(None)
+        new.append(found)
         dim += 1
     node.args = (source, tuple(new) if isinstance(index, tuple) else new[0])
 
@@ -251,14 +265,54 @@ def _is_tensor(scope: Scope, source: fx.Node) -> bool:
     return len(scope.results(source)) == 1 and operation(source) not in several
 
 
-def _entry(scope: Scope, entry: Any, axis: Axis) -> Any:
+def _entry(scope: Scope, node: fx.Node, entry: Any, axis: Axis) -> Any:
     if not scope.kept.touches(axis):
         return entry
-    return _slice(scope, entry, axis) if isinstance(entry, slice) else _index(scope, entry, axis)
+    if isinstance(entry, slice):
+        return _slice(scope, entry, axis)
+    if isinstance(entry, list):
+        return scope.chosen(np.asarray(list(map(scope.number, entry))), axis)
+    if isinstance(entry, fx.Node) and entry.name in scope.analysis.indices:
+        return scope.index(node, entry, scope.analysis.indices[entry.name], axis)
+    return _index(scope, entry, axis)
 
 
-def _slice(scope: Scope, given: slice, axis: Axis) -> slice:
-    """`given` with bounds that count the positions that stay."""
+@rewriter("index")
+def aten_index(scope: Scope, node: fx.Node) -> None:
+    """`aten.index(x, [None, index])`."""
+    indices: Any = node.args[1]
+    pairs = zip(indices, scope.source(node), strict=False)
+    found = [None if i is None else _entry(scope, node, i, axis) for i, axis in pairs]
+    node.args = (node.args[0], found)
+
+
+@rewriter("index_select")
+def index_select(scope: Scope, node: fx.Node) -> None:
+    """`index_select(x, dim, index)`."""
+    axis = scope.source(node)[argument(node, 1, "dim")]
+    set_argument(node, 2, "index", _entry(scope, node, argument(node, 2, "index"), axis))
+
+
+@rewriter("gather")
+def gather(scope: Scope, node: fx.Node) -> None:
+    """An index that is the same at every place of the other dimensions selects along one."""
+    dim = argument(node, 1, "dim")
+    axis = scope.source(node)[dim]
+    if not scope.kept.touches(axis):
+        return
+    index = argument(node, 2, "index")
+    numbers = line(scope.analysis.indices[index.name], dim)
+    assert numbers is not None, "or the axis would have been kept whole"
+    found = scope.index(node, index, numbers, axis)
+    is_method = node.op == "call_method"
+    is_aten = hasattr(node.target, "overloadpacket")
+    select = aten.index_select.default if is_aten else torch.index_select
+    node.target = "index_select" if is_method else select
+    node.args, node.kwargs = (node.args[0], dim, found), {}
+
+
+def _slice(scope: Scope, given: slice, axis: Axis) -> slice | list[int]:
+    """`given` with bounds that count the positions that stay; a list where no slice is left."""
     dense = slice(*map(scope.number, (given.start, given.stop, given.step)))
     start, stop, step = dense.indices(axis.size)
     length = len(range(start, stop, step))
@@ -269,7 +323,9 @@ def _slice(scope: Scope, given: slice, axis: Axis) -> slice:
             given.step,
         )
     # Strides that stay do so whole, so the first of them has the slice's first position too.
-    block = stride_block(start, length, step, axis.size) or 0
+    block = stride_block(start, length, step, axis.size)
+    if block is None:
+        return scope.chosen(np.arange(start, stop, step), axis)
     first = scope.kept.before(axis, block) + start - block
     return slice(first, scope.kept.before(axis, block + step * length), given.step)
 

@@ -6,12 +6,16 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, cast
 
+import numpy as np
+import torch
 from torch import fx
 
 from fxprune.axes import Atom, Axes, Axis, atoms
 from fxprune.passes.constants.arguments import operation
+from fxprune.passes.indices import Numbers
 from fxprune.passes.infer import Analysis
 from fxprune.passes.slimming import Kept
 
@@ -104,6 +108,24 @@ class Scope:
         with self.graph.inserting_before(node):
             scaled = self.graph.call_function(operator.mul, (size, wanted))
             return self.graph.call_function(operator.floordiv, (scaled, self.slim_number(size)))
+
+    def chosen(self, numbers: Numbers, axis: Axis) -> list[int]:
+        """`numbers` of positions of `axis` that stay, counted among those that do."""
+        stays = self.kept.indices(axis)
+        dense = numbers % axis.size
+        return [int(place) for place in np.searchsorted(stays, dense[np.isin(dense, stays)])]
+
+    def index(self, node: fx.Node, index: fx.Node, numbers: Numbers, axis: Axis) -> fx.Node:
+        """A constant for `node` to read in place of `index`, which stays as it is for others."""
+        root = self.graph.owning_module
+        assert root is not None
+        names = (f"{index.name}_of_slim_{i}" for i in count())
+        name = next(name for name in names if not hasattr(root, name))
+        device = next((t.device for t in (*root.buffers(), *root.parameters())), None)
+        slim = torch.tensor(self.chosen(numbers, axis), dtype=torch.int64, device=device)
+        root.register_buffer(name, slim, persistent=False)
+        with self.graph.inserting_before(node):
+            return self.graph.get_attr(name)
 
     def slim_number(self, value: Any) -> Any:
         """What a node without tensors yields in the slim model, for the example inputs."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
-from fxprune.axes import ONE, Axes, Axis, Reason, Unifier
+from fxprune.axes import ONE, Axes, Axis, Positions, Reason, Unifier
+from fxprune.passes.indices import Indices
 
 Outputs = Axes | list[Axes]
 Rule = Callable[["Op"], Outputs]
@@ -31,7 +32,8 @@ class Op:
     """One ATen call, with fake tensors for arguments and results, and the axes known so far.
 
     `renormalises` says that the node is nothing but this call, a norm or a reduction, and that the
-    verifier's reference computes it over the positions that are kept.
+    verifier's reference computes it over the positions that are kept. `chooses` says that numbers
+    of positions in the node's arguments can be rewritten.
     """
 
     func: OpOverload
@@ -42,6 +44,8 @@ class Op:
     renormalises: bool
     unifier: Unifier
     axes_of: Callable[[Tensor], Axes]
+    indices: Indices
+    chooses: bool
     contractions: list[Contraction] = field(default_factory=list)
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
@@ -73,6 +77,14 @@ class Op:
     def factor(self, axis: Axis, sizes: Sequence[int]) -> Axes:
         """`axis` as a row-major product of factors with the given `sizes`."""
         return self.unifier.factor(axis, sizes, self.reason("view across channel boundaries"))
+
+    def pieces(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+        """`axis` cut into consecutive pieces of the given `sizes`."""
+        return self.unifier.pieces(axis, sizes, self.reason("cut across channels in another order"))
+
+    def pick(self, axis: Axis, index: Positions) -> Axis:
+        """The positions of `axis` that `index` lists."""
+        return self.unifier.pick(axis, index, self.reason("picked across channel boundaries"))
 
     def contract(self, axes: Sequence[Axis], constant: int = 1) -> None:
         """Record the multiply-accumulates of this call."""

@@ -41,6 +41,20 @@ def convolution(op: Op) -> Outputs:
     return (batch, out_channels, *out_places)
 
 
+@rule("_trilinear")
+def trilinear(op: Op) -> Outputs:
+    """Three tensors, brought to one rank by new dimensions, multiplied and summed over some."""
+    rank = op.args[0].dim() + len(op.args[3])
+    factors = []
+    for tensor, new in zip(op.args[:3], op.args[3:6], strict=True):
+        axes = iter(op.axes(tensor))
+        factors.append(tuple(ONE if dim in new else next(axes) for dim in range(rank)))
+    shape = [max(axes[dim].size for axes in factors) for dim in range(rank)]
+    whole = broadcast_axes(op, factors, shape)
+    op.contract(whole)
+    return tuple(axis for dim, axis in enumerate(whole) if dim not in op.args[6])
+
+
 @rule("mm", "mv", "dot", "vdot")
 def matrix_product(op: Op) -> Outputs:
     """`(m, k) @ (k, n)`, either side possibly a vector."""

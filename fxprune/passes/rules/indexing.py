@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fxprune.axes import ONE, Axis
+from fxprune.passes.indices import Numbers, line
 from fxprune.passes.rules.base import Op, Outputs, broadcast_axes, rule, tensors
+
+# An index that lists positions 1, 2, 3, ... times is a table of places, not an order of channels.
+MOST_COPIES = 16
 
 CHOSEN = "positions are chosen by an index tensor"
 
@@ -45,17 +50,22 @@ def index(op: Op) -> Outputs:
     value, indices = op.args
     axes = op.axes(value)
     indexed = [d for d, i in enumerate(indices) if i is not None]
+    if len(indexed) == 1 and indices[indexed[0]].dim() == 1:
+        (dim,) = indexed
+        picked = _picked(op, axes[dim], indices[dim], op.indices.of(indices[dim]))
+        if picked is not None:
+            return (*axes[:dim], picked, *axes[dim + 1 :])
     for dim in indexed:
         op.freeze(axes[dim], CHOSEN)
-    picked = [indices[d] for d in indexed]
-    if any(i.dtype.is_floating_point is False and str(i.dtype) == "torch.bool" for i in picked):
+    given = [indices[d] for d in indexed]
+    if any(i.dtype.is_floating_point is False and str(i.dtype) == "torch.bool" for i in given):
         return tuple(op.frozen(size, CHOSEN) for size in op.out.shape)
-    rank = max(i.dim() for i in picked)
+    rank = max(i.dim() for i in given)
     passing: list[Axis] = [axis for d, axis in enumerate(axes) if d not in indexed]
     shape = op.out.shape
     contiguous = indexed == list(range(indexed[0], indexed[-1] + 1))
     place = indexed[0] if contiguous else 0
-    chosen = broadcast_axes(op, [op.axes(i) for i in picked], shape[place : place + rank])
+    chosen = broadcast_axes(op, [op.axes(i) for i in given], shape[place : place + rank])
     for axis in chosen:
         op.freeze(axis, CHOSEN)
     return (*passing[:place], *chosen, *passing[place:])
@@ -66,6 +76,10 @@ def index_select(op: Op) -> Outputs:
     """One dimension indexed by a vector, whose own positions stay too."""
     axes = list(op.axes(op.args[0]))
     dim, chosen = op.arg(1, "dim"), op.arg(2, "index")
+    picked = _picked(op, axes[dim], chosen, op.indices.of(chosen)) if chosen.dim() else None
+    if picked is not None:
+        axes[dim] = picked
+        return tuple(axes)
     op.freeze(axes[dim], CHOSEN)
     axes[dim] = op.axes(chosen)[0] if chosen.dim() else ONE
     op.freeze(axes[dim], CHOSEN)
@@ -78,8 +92,27 @@ def gather(op: Op) -> Outputs:
     axes, chosen = op.axes(op.args[0]), op.axes(op.arg(2, "index"))
     if not axes:
         return chosen
-    _correspond(op, axes, chosen, op.arg(1, "dim"))
+    dim = op.arg(1, "dim") % len(axes)
+    index = op.arg(2, "index")
+    if all(a.size == c.size for d, (a, c) in enumerate(zip(axes, chosen, strict=True)) if d != dim):
+        picked = _picked(op, axes[dim], index, line(op.indices.of(index), dim))
+        if picked is not None:
+            return (*axes[:dim], picked, *axes[dim + 1 :])
+    _correspond(op, axes, chosen, dim)
     return tuple(op.unifier.resolve(axis) for axis in chosen)
+
+
+def _picked(op: Op, axis: Axis, index: Tensor, numbers: Numbers | None) -> Axis | None:
+    """The positions of `axis` with the given numbers, where the slim graph can name them anew."""
+    if numbers is None or not op.chooses or not op.unifier.is_free(axis):
+        return None
+    places = numbers % axis.size
+    if np.unique(np.bincount(places)).sum() > MOST_COPIES:
+        return None
+    for own in op.axes(index):
+        op.freeze(own, CHOSEN)
+    op.indices.rely(index, axis)
+    return op.pick(axis, places)
 
 
 @rule("index_add", "index_copy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fxprune.axes import ONE, Axis, concat
 from fxprune.passes.rules.base import Op, Outputs, rule, tensors
 
@@ -43,7 +45,7 @@ def split(op: Op) -> Outputs:
     axes = op.axes(op.args[0])
     dim = op.arg(2, "dim", 0) % len(axes)
     results = tensors(op.out)
-    found = op.unifier.pieces(axes[dim], [t.shape[dim] for t in results])
+    found = op.pieces(axes[dim], [t.shape[dim] for t in results])
     return [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in found]
 
 
@@ -62,13 +64,13 @@ def select(op: Op) -> Outputs:
     axes = op.axes(op.args[0])
     dim, index = op.args[1] % len(axes), op.args[2]
     size = axes[dim].size
-    op.unifier.pieces(axes[dim], (index % size, 1, size - index % size - 1))
+    op.pieces(axes[dim], (index % size, 1, size - index % size - 1))
     return axes[:dim] + axes[dim + 1 :]
 
 
 @rule("slice", "slice_copy", "narrow")
 def sliced(op: Op) -> Outputs:
-    """`start:end:step` along `dim`; every step-th position of a run that the step divides."""
+    """`start:end:step` along `dim`; every step-th position."""
     value = op.args[0]
     axes = op.axes(value)
     dim = op.arg(1, "dim", 0) % len(axes)
@@ -102,12 +104,16 @@ def _strided(op: Op, axis: Axis, start: int, length: int, step: int) -> Axis:
     if length == 0:
         return concat(())
     if step == 1 or length == 1:
-        return op.unifier.pieces(axis, (start, length, size - start - length))[1]
+        return op.pieces(axis, (start, length, size - start - length))[1]
     block = stride_block(start, length, step, size)
+    if block is None and op.chooses and op.unifier.is_free(axis):
+        # A copy in place of a view, once positions are gone: nobody may write into it.
+        op.indices.rely(op.args[0], axis)
+        return op.pick(axis, np.arange(start, start + step * length, step))
     if block is None:
         op.freeze(axis, "strided slice that does not divide the axis")
         return op.frozen(length, "strided slice that does not divide the axis")
-    whole = op.unifier.pieces(axis, (block, step * length, size - block - step * length))[1]
+    whole = op.pieces(axis, (block, step * length, size - block - step * length))[1]
     runs, within = op.factor(whole, (length, step))
     op.freeze(within, "positions within one stride")
     return runs
@@ -124,7 +130,7 @@ def pad(op: Op) -> Outputs:
         axis = axes[dim]
         cut_before, cut_after = max(-before, 0), max(-after, 0)
         kept = axis.size - cut_before - cut_after
-        middle = op.unifier.pieces(axis, (cut_before, kept, cut_after))[1]
+        middle = op.pieces(axis, (cut_before, kept, cut_after))[1]
         axes[dim] = concat(
             part
             for part in (

@@ -61,7 +61,7 @@ def glu(op: Op) -> Outputs:
     value, dim = op.args[0], op.arg(1, "dim", -1)
     axes = list(op.axes(value))
     half = axes[dim].size // 2
-    left, right = op.unifier.pieces(axes[dim], (half, half))
+    left, right = op.pieces(axes[dim], (half, half))
     op.unify(left, right)
     axes[dim] = left
     return tuple(axes)

@@ -49,7 +49,7 @@ def fused_cell(op: Op) -> Outputs:
     count = op.axes(first)[-1].size // width.size
     for gates in (first, second, *tensors([op.args[3:], op.kwargs])):
         lead, *others = reversed(op.axes(gates))
-        for piece in op.unifier.pieces(lead, (width.size,) * count):
+        for piece in op.pieces(lead, (width.size,) * count):
             op.unify(piece, width)
         if others:
             op.unify(others[0], op.axes(state)[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fxprune.axes import Axis, product
+import numpy as np
+
+from fxprune.axes import Axis, product, reordered
 from fxprune.passes.rules.base import Op, Outputs, rule, tensors
 
 MIXED = "places mixed by pooling, padding or resampling"
@@ -96,12 +98,20 @@ def pixel_shuffle(op: Op) -> Outputs:
     return (*lead, result, op.frozen(out[-2], MIXED), op.frozen(out[-1], MIXED))
 
 
-@rule("roll", "flip")
-def rearranged(op: Op) -> Outputs:
+@rule("flip")
+def flipped(op: Op) -> Outputs:
+    """Positions of some dimensions in reverse, whichever stay."""
+    axes = list(op.axes(op.args[0]))
+    for dim in op.arg(1, "dims"):
+        axes[dim] = reordered(axes[dim], np.arange(axes[dim].size)[::-1])
+    return tuple(axes)
+
+
+@rule("roll")
+def rolled(op: Op) -> Outputs:
     """Positions move along some dimensions, which stay; the others pass."""
     axes = op.axes(op.args[0])
-    dims = op.arg(2, "dims", ()) if "roll" in str(op.func) else op.arg(1, "dims")
-    for dim in dims or range(len(axes)):
+    for dim in op.arg(2, "dims", ()) or range(len(axes)):
         op.freeze(axes[dim], "positions move along this dimension")
     return axes
 
