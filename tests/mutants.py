@@ -8,7 +8,7 @@ puts every fault into every place and prints how many of each kind the verifier 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -134,20 +134,40 @@ class Assorted(nn.Module):
         return self.head(self.outer(v))
 
 
+class Chaotic(nn.Module):
+    """Every layer magnifies what differs in its input some ten times, round-off too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(12, 12) for _ in range(14)])
+        self.norms = nn.ModuleList([(nn.BatchNorm1d, nn.LayerNorm)[i % 2](12) for i in range(14)])
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(3).flatten(1)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(layer(x))
+            x[:, :].mul_(20)
+            x = torch.sin(x)
+        return self.head(x)
+
+
 def subjects() -> list[Subject]:
     """The three models, each with its groups cut to about two thirds."""
-    found = []
-    for build, size in ((Convolutional, 8), (Transforming, 6), (Assorted, 6)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = build().double().eval()
-            enliven(model)
-            captured = capture(model, (torch.randn(8, 3, size, size, dtype=torch.float64),))
-        analysis = infer(captured)
-        some = {g.name: _some(g.size, i) for i, g in enumerate(analysis.groups)}
-        plan = plan_of(analysis, some)
-        found.append(Subject(captured, analysis, plan, slim(captured, analysis, plan)))
-    return found
+    return [subject_of(Convolutional, 8), subject_of(Transforming, 6), subject_of(Assorted, 6)]
+
+
+def subject_of(build: Callable[[], nn.Module], size: int) -> Subject:
+    """A model for images of some height and width, with its groups cut to about two thirds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build().double().eval()
+        enliven(model)
+        captured = capture(model, (torch.randn(8, 3, size, size, dtype=torch.float64),))
+    analysis = infer(captured)
+    some = {g.name: _some(g.size, i) for i, g in enumerate(analysis.groups)}
+    plan = plan_of(analysis, some)
+    return Subject(captured, analysis, plan, slim(captured, analysis, plan))
 
 
 def _some(size: int, group: int) -> tuple[int, ...]:

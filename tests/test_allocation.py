@@ -17,7 +17,7 @@ from fxprune.passes.allocation.costs import macs, macs_tables, memory_tables, pa
 from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder, build_ladders
 from fxprune.passes.allocation.values import value_tables
-from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables
+from fxprune.passes.allocation.widths import AlikeChoices, Choices, SeparateChoices, Tables
 from fxprune.passes.blocks import Block, find_blocks
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
@@ -184,6 +184,91 @@ def test_a_running_sum_is_shared_by_all_concatenations_that_start_alike():
     assert three.scope == ("g0 + g1 + g2",)
     assert two.grid().tolist() == [8, 12, 16]
     assert [tie.name for tie in choices.sums] == ["g0 + g1", "g0 + g1 + g2"]
+
+
+def test_running_sums_are_made_of_sums_that_are_known():
+    ladders = dict(ladder_of(i, 8, (4, 8)) for i in range(5))
+    a, b, c, d, e = ladders
+    choices = Choices(ladders)
+    choices.width(concat([b, c]))
+    choices.width(concat([d, e]))
+    four = choices.width(concat([a, b, c, d, e]))
+    assert [tie.scope for tie in choices.sums] == [
+        ("g1", "g2", "g1 + g2"),
+        ("g3", "g4", "g3 + g4"),
+        ("g1 + g2", "g3 + g4", "g1 + g2 + g3 + g4"),
+        ("g1 + g2 + g3 + g4", "g0", "g1 + g2 + g3 + g4 + g0"),
+    ]
+    assert four.grid().tolist() == [20, 24, 28, 32, 36, 40]
+
+
+def test_a_multiple_of_a_width_is_one_choice_wherever_it_occurs():
+    ladders = dict(ladder_of(i, 8, (4, 8)) for i in range(3))
+    a, b, c = ladders
+    choices = Choices(ladders)
+    for first in (b, c):
+        width = choices.width(concat([first, a, a]))
+        assert width.grid().tolist() == [12, 16, 20, 24]
+    names = [tie.name for tie in choices.sums]
+    assert sorted(names) == sorted(set(names))
+    assert names.count("2*g0") == 1
+
+
+class Trunks(nn.Module):
+    """Two trunks that are concatenations, the first a part of the second, with blocks on both."""
+
+    def __init__(self, blocks=2, width=8):
+        super().__init__()
+        self.stems = nn.ModuleList([nn.Conv2d(3, width, 1) for _ in range(3)])
+        self.first = nn.ModuleList([self.block(3 * width) for _ in range(blocks)])
+        self.more = nn.ModuleList([nn.Conv2d(3 * width, width, 1) for _ in range(3)])
+        self.second = nn.ModuleList([self.block(6 * width) for _ in range(blocks)])
+        self.head = nn.Conv2d(6 * width, 2, 1)
+
+    @staticmethod
+    def block(width):
+        return nn.Sequential(nn.Conv2d(width, 8, 1), nn.ReLU(), nn.Conv2d(8, width, 1))
+
+    def forward(self, x):
+        x = torch.cat([stem(x) for stem in self.stems], 1)
+        for block in self.first:
+            x = x + block(x)
+        x = torch.cat([*[more(x) for more in self.more], x], 1)
+        for block in self.second:
+            x = x + block(x)
+        return self.head(torch.relu(x))
+
+
+def macs_allocator(model, multiple_of=2):
+    captured, analysis, ladders, importance = prepared(model, images(1), multiple_of)
+    forms = Forms.of(find_blocks(captured.module, analysis), captured.module.graph)
+    costs = [lambda choices: macs_tables(analysis, choices)]
+    return analysis, Allocator.build(analysis, ladders, importance, costs, [1.0], forms)
+
+
+def test_trunks_of_concatenations_are_allocated_exactly_and_with_their_blocks():
+    analysis, allocator = macs_allocator(Trunks(blocks=12, width=32))
+    assert isinstance(allocator.choices, AlikeChoices)
+    limit = 0.4 * macs(analysis)
+    answer = allocator.solve([limit])
+    assert answer.costs == (macs(analysis, answer.sizes, answer.gone),)
+    assert 0.98 * limit <= answer.costs[0] <= limit
+    assert answer.solution.gap <= 1e-4
+
+
+def test_parts_cut_alike_are_worth_the_same_as_counted_one_by_one():
+    captured, analysis, ladders, importance = prepared(Trunks(), images(1), 2)
+    forms = Forms.of(find_blocks(captured.module, analysis), captured.module.graph)
+    alike, exact = AlikeChoices(ladders, forms), Choices(ladders, forms)
+    by_width = value_tables(analysis, importance, alike)
+    by_part = value_tables(analysis, importance, exact)
+    for option in range(4):
+        widths = {rung.group.name: option for rung in ladders.values()}
+        for form in (0, -1):
+            options = widths | {cluster.name: form for cluster in forms.clusters}
+            number = {c.name: len(c.forms) - 1 if form else 0 for c in forms.clusters}
+            found = by_width.at(with_sums(alike, widths | number))
+            assert found == pytest.approx(by_part.at(options))
 
 
 def test_main_effects_replace_tables_that_would_be_too_large():

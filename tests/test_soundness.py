@@ -186,3 +186,29 @@ def test_a_stream_of_data_is_not_used_up_by_looking_at_its_first_batch():
     stream = ((torch.randn(8, 4), torch.arange(8) % 2) for _ in range(1))
     module = fxprune.optimize(model, "70% MACs", data=stream, multiple_of=1, progress=False)
     assert module(torch.randn(3, 4)).shape == (3, 2)
+
+
+class EvoNorm(nn.Module):
+    """Divides channels by the deviation of their group, whose width is computed from a size."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 2, 1)
+        self.groups = groups
+
+    def forward(self, x):
+        x = self.first(x)
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch, self.groups, channels // self.groups, height, width)
+        x = x / (x.var((2, 3, 4), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return self.last(x.reshape(batch, channels, height, width))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_group_width_may_be_computed_from_fewer_channels_than_there_were_groups(batch):
+    torch.manual_seed(0)
+    model = EvoNorm(16, 8).eval()
+    x = torch.randn(batch, 3, 4, 4)
+    module = without_every_second_channel(model, x)
+    assert module.first.out_channels < model.groups
+    assert module(x).shape == model(x).shape

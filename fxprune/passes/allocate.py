@@ -7,18 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxprune.axes import Atom
-from fxprune.errors import InputError
 from fxprune.passes.allocation.channels import Choose, ordered
+from fxprune.passes.allocation.forest import along_forest
 from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.values import value_tables
-from fxprune.passes.allocation.widths import Choices, SeparateChoices, Tables, factors
+from fxprune.passes.allocation.widths import (
+    AlikeChoices,
+    Choices,
+    SeparateChoices,
+    Tables,
+    factors,
+)
 from fxprune.passes.blocks import Block
 from fxprune.passes.importance import Importance
 from fxprune.passes.infer import Analysis
 from fxprune.passes.merges import Merge
 from fxprune.plan import Plan
-from fxprune.solver import Problem, Solution, Solver, front, measure
+from fxprune.solver import Problem, Solution, Solver, TooEntangled, front, measure
 
 CostTables = Callable[[Choices], Tables]
 
@@ -74,32 +80,42 @@ class Allocator:
         units: Sequence[float],
         forms: Forms = NO_FORMS,
     ) -> Allocator:
-        """Set the problem up; where concatenations entangle it too much, to first order.
+        """Set the problem up, as exactly as it can be solved.
+
+        Where concatenations entangle the widths too much, first what blocks are worth depends less
+        exactly on them, then costs do; in the end, only a forest of interactions is left. The
+        certificate is about the tables that were solved; the closed loop measures what they miss.
 
         Args:
             costs: tables of each budget's cost.
             units: what each cost is rounded up to, since the solver counts in whole numbers.
             forms: the blocks that may be dropped and the spans that may be merged.
         """
-        for kind in (Choices, SeparateChoices):
+        for kind in (Choices, AlikeChoices, SeparateChoices):
             choices = kind(ladders, forms)
             value = value_tables(analysis, importance, choices)
             tables = tuple(cost(choices) for cost in costs)
-            found, fixed = factors(choices, value, tables, units)
-            roomy = tuple(
-                math.ceil(2 * _dense(table) / unit)
-                for table, unit in zip(tables, units, strict=True)
-            )
-            problem = Problem(choices.choices(), found, roomy, fixed)
             try:
-                solver = Solver(problem, gap=GAP)
-            except InputError:
+                return Allocator.of(choices, value, tables, units)
+            except TooEntangled:
                 continue
-            return Allocator(choices, problem, tables, tuple(units), solver)
-        raise InputError(
-            "The network's widths are too entangled to be allocated together",
-            fix="Keep some of its layers dense with ignore=",
-        )
+        value, *reduced = along_forest((value, *tables), choices.sums)
+        return Allocator.of(choices, value, reduced, units)
+
+    @staticmethod
+    def of(
+        choices: Choices, value: Tables, costs: Sequence[Tables], units: Sequence[float]
+    ) -> Allocator:
+        """The problem of these tables.
+
+        Raises:
+            TooEntangled: the solver cannot eliminate its choices.
+        """
+        found, fixed = factors(choices, value, costs, units)
+        # More than any network needs: the solver is built before limits are known.
+        roomy = (math.ceil(2 * _dense(t) / unit) for t, unit in zip(costs, units, strict=True))
+        problem = Problem(choices.choices(), found, tuple(roomy), fixed)
+        return Allocator(choices, problem, tuple(costs), tuple(units), Solver(problem, gap=GAP))
 
     def solve(self, limits: Sequence[float]) -> Allocation:
         """The best widths with every cost within its limit, as the tables tell costs."""

@@ -6,6 +6,12 @@ lockstep; what the masked original yields at a node, restricted to the positions
 what the slim model yields there. Norms over channels are computed over the positions that stay
 (`reference.py`).
 
+Every node of the slim model starts from what the masked original yielded: once a result has been
+found equal, its round-off is taken off. Two runs that are left to themselves drift apart as fast as
+the network magnifies any small difference, and in a badly conditioned one round-off alone exceeds
+every fixed tolerance. From the same inputs a node's error is its own, whatever the network's depth;
+and functions that agree node by node from the same inputs are, put together, the same function.
+
 A fault behind a zero-initialised scale, or in a network whose activations have died out, would be
 invisible. So both models run with weights drawn to keep the signal alive at every depth (He et al.
 2015, with batch-norm statistics taken from the run itself), and beforehand every tensor of the slim
@@ -56,7 +62,8 @@ class Verification:
     """What was compared.
 
     Attributes:
-        max_error: largest error of any node, relative to the largest value of that node.
+        max_error: largest error of any node, from the masked original's inputs to it, relative to
+            the largest value of that node.
         worst_node: the node where it was met.
         nodes: how many results were compared.
         slimmed: how many of those lost positions.
@@ -182,7 +189,9 @@ def _lockstep(
         for want, got, axes in zip(
             tensors(expected), tensors(found), analysis.values[node.name], strict=True
         ):
+            want = kept.restrict(want, axes)
             comparison = _compare(node, want, got, axes, kept, floor)
+            _take_round_off(got, want)
             finite = finite and comparison is not None
             if comparison is not None:
                 comparisons.append(comparison)
@@ -223,13 +232,12 @@ def _same_count(node: fx.Node, expected: list[Tensor], found: list[Tensor]) -> N
 
 
 def _compare(
-    node: fx.Node, dense: Tensor, found: Tensor, axes: Axes, kept: Kept, floor: float
+    node: fx.Node, want: Tensor, found: Tensor, axes: Axes, kept: Kept, floor: float
 ) -> _Comparison | None:
     """One result of a node; None if it holds values that are not finite, which say nothing.
 
     The error is relative to the largest value, or to `floor` where that is larger.
     """
-    want = kept.restrict(dense, axes)
     if want.shape != found.shape:
         raise VerificationError(
             f"the slim model yields shape {tuple(found.shape)} instead of {tuple(want.shape)}",
@@ -260,6 +268,18 @@ def _compare(
     gap = float((want - found).abs().amax())
     size = max(scale, floor)
     return _accept(node, _Comparison(node.name, gap / size if size else gap, slimmed, scale))
+
+
+def _take_round_off(found: Tensor, want: Tensor) -> None:
+    """Make an accepted result of the slim model what the masked original yielded, bit for bit.
+
+    In place, because others may be views of the same memory. An expanded tensor, of which one
+    number stands in many places, keeps its own: it only differs if several nodes have run since
+    the last comparison, and what it holds has been accepted too.
+    """
+    expanded = any(s == 0 and n > 1 for s, n in zip(found.stride(), found.shape, strict=True))
+    if not expanded and not bool((found == want).all()):
+        found.copy_(want)
 
 
 def _accept(node: fx.Node, comparison: _Comparison) -> _Comparison:

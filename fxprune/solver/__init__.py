@@ -12,6 +12,7 @@ to split.  Budgets are checked in integers.
 """
 
 from fxprune.solver.blackbox import Search, Trial, search
+from fxprune.solver.elimination import TooEntangled
 from fxprune.solver.front import Solver, front, solve
 from fxprune.solver.problem import Choice, Factor, Problem, SparseFactor
 from fxprune.solver.solution import Solution, Status, measure
@@ -26,6 +27,7 @@ __all__ = [
     "Solver",
     "SparseFactor",
     "Status",
+    "TooEntangled",
     "Trial",
     "front",
     "measure",

@@ -27,6 +27,10 @@ _WIDEST = 200_000_000
 _WIDEST_LISTED = 4_000_000
 
 
+class TooEntangled(InputError):  # noqa: N818 - a property of the problem
+    """The choices are so entangled that even the best step of elimination is too large."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
     """One pass upward: every table (the model's, then the steps' messages) and the maximum.
@@ -110,7 +114,7 @@ def plan_of(model: Model) -> Plan:
     """An elimination order and its steps.
 
     Raises:
-        InputError: the choices are so entangled that even the best step found is too large.
+        TooEntangled: even the best step found is too large.
     """
     sizes = model.sizes
     forms = [Form(table.scope, table.shape, table.rows) for table in model.tables]
@@ -124,7 +128,7 @@ def plan_of(model: Model) -> Plan:
         choice = min(near, key=lambda v: (work[v], v))
         listed = any(forms[i].rows is not None for i in near[choice])
         if work.pop(choice) > (_WIDEST_LISTED if listed else _WIDEST):
-            raise InputError(
+            raise TooEntangled(
                 f"The choices of this allocation problem are too entangled: at best, one of them "
                 f"still meets {_combinations((forms[i] for i in near[choice]), sizes):.1e} "
                 "combinations of the others",

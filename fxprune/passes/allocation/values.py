@@ -76,6 +76,9 @@ def _add(
         _add(tables, before, (axes[0].axis,), importance, choices, gate)
         return
     if len(axes) == 1 and isinstance(axes[0], Concat):
+        if gate is not None and not choices.by_part and choices.is_sum(axes[0]):
+            _add_alike(tables, saliency, axes[0], importance, choices, gate)
+            return
         offset = 0
         for part in axes[0].parts:
             piece = saliency[offset : offset + part.size]
@@ -103,6 +106,34 @@ def _add(
     for dim in range(len(shape)):
         table = np.cumsum(table, axis=dim)
     tables.add(tuple(choices.ladders[a].group.name for a in live), table, gate)
+
+
+def _add_alike(
+    tables: Tables,
+    saliency: Array,
+    axis: Concat,
+    importance: Importance,
+    choices: Choices,
+    gate: Gate,
+) -> None:
+    """Add what stays of the saliency along `axis`, by its width, all of its parts cut alike."""
+    width = choices.width(axis)
+    (name,) = width.scope
+    fixed = sum(part.size for part in axis.parts if not choices.live(part))
+    share = (width.along[name] - fixed) / (width.dense - fixed)
+    worth = np.zeros(len(share))
+    offset = 0
+    for part in axis.parts:
+        piece = saliency[offset : offset + part.size]
+        alone = Tables(choices.domains)
+        _add(alone, piece, (part,), importance, choices, None)
+        worth += alone.constant
+        for (group,), table in alone.by_scope.items():
+            widths = np.array(choices.domains[group])
+            # Nothing is worth nothing: shares may lie below the narrowest width of a group.
+            worth += np.interp(share, [0, *widths / widths[-1]], [0, *table])
+        offset += part.size
+    tables.add((name,), worth, gate)
 
 
 def _levels(axis: Axis, live: Sequence[Atom], importance: Importance, choices: Choices) -> Levels:

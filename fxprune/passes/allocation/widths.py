@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,11 @@ from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+# A group, and how often it occurs.
+Term = tuple[Atom, int]
+# The name of a choice, and the widths that it is among.
+Total = tuple[str, tuple[int, ...]]
 
 # Tables over more choices than this are replaced by sums of main effects.
 MOST_CHOICES = 3
@@ -57,7 +63,10 @@ class Choices:
     Attributes:
         runs: whether a node runs as itself, by name; in its stead may run a merged layer, or none.
         stays: whether a node's own weights count for something: its block is not dropped.
+        by_part: whether worth that depends on a form is counted by the parts of concatenations.
     """
+
+    by_part: ClassVar[bool] = True
 
     ladders: Mapping[Atom, Ladder]
     forms: Forms = NO_FORMS
@@ -66,6 +75,7 @@ class Choices:
     runs: dict[str, Gate] = field(default_factory=dict)
     stays: dict[str, Gate] = field(default_factory=dict)
     derived: dict[tuple[tuple[str, ...], bytes], Width] = field(default_factory=dict)
+    totals: dict[frozenset[Term], Total] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.domains = {rung.group.name: rung.widths for rung in self.ladders.values()}
@@ -85,6 +95,10 @@ class Choices:
     def is_free(self, axis: Axis) -> bool:
         """Whether the width of `axis` may change."""
         return any(len(ladder.widths) > 1 for ladder in self.live(axis))
+
+    def is_sum(self, axis: Axis) -> bool:
+        """Whether the width of `axis` is the sum of several groups'."""
+        return len(self.live(axis)) > 1 and _linear(axis, self.ladders) is not None
 
     def width(self, axis: Axis) -> Width:
         """The width of `axis` over the choices that it depends on."""
@@ -134,25 +148,58 @@ class Choices:
             self.derived[key] = Width((name,), int(widths[-1]), {name: widths}, lambda: widths)
         return self.derived[key]
 
-    def _running_sum(self, terms: Sequence[tuple[Atom, int]], constant: int) -> Width:
-        """`constant + sum of times * width`, built up one group after the other."""
-        name = ""
-        widths: tuple[int, ...] = (0,)
-        for atom, times in terms:
-            ladder = self.ladders[atom]
-            part = tuple(times * w for w in ladder.widths)
-            label = f"{times}*{ladder.group.name}" if times > 1 else ladder.group.name
-            joined = f"{name} + {label}" if name else label
-            total = tuple(sorted({a + b for a in widths for b in part}))
-            if joined not in self.domains:
-                self.domains[joined] = total
-                parts = [(ladder.group.name, part)]
-                if name:
-                    parts.insert(0, (name, widths))
-                self.sums.append(sum_factor(joined, parts, (joined, total), 0))
-            name, widths = joined, total
+    def _running_sum(self, terms: Sequence[Term], constant: int) -> Width:
+        """`constant + sum of times * width`, built up of sums that are known and of single groups.
+
+        Each sum that a part has in common with another separates what is on either side of it: a
+        network whose trunk is a concatenation, of which the next trunk is a part, stays a chain.
+        """
+        rest = dict.fromkeys(terms)
+        done: frozenset[Term] = frozenset()
+        while rest:
+            known = (part for part in self.totals if len(part) > 1 and part <= rest.keys())
+            part = max(known, key=len, default=None) or self._single(next(iter(rest)))
+            done = self._joined(done, part) if done else part
+            rest = {term: None for term in rest if term not in part}
+        name, widths = self.totals[done]
         sizes = np.array(widths, dtype=np.int64) + constant
         return Width((name,), int(sizes[-1]), {name: sizes}, lambda: sizes)
+
+    def _single(self, term: Term) -> frozenset[Term]:
+        """Knows the width of one group, or a choice for a multiple of it, from here on."""
+        key = frozenset([term])
+        atom, times = term
+        name, widths = self.ladders[atom].group.name, self.ladders[atom].widths
+        if key not in self.totals and times == 1:
+            self.totals[key] = name, widths
+        elif key not in self.totals:
+            multiple = tuple(times * width for width in widths)
+            self.totals[key] = self._tied(f"{times}*{name}", [(name, multiple)], multiple)
+        return key
+
+    def _joined(self, left: frozenset[Term], right: frozenset[Term]) -> frozenset[Term]:
+        """Knows the sum of two sums from here on."""
+        key = left | right
+        if key not in self.totals:
+            parts = (one, other) = self.totals[left], self.totals[right]
+            total = tuple(sorted({a + b for a in one[1] for b in other[1]}))
+            self.totals[key] = self._tied(f"{one[0]} + {other[0]}", parts, total)
+        return key
+
+    def _tied(self, name: str, parts: Sequence[Total], widths: tuple[int, ...]) -> Total:
+        """A choice among the values of a sum, tied to its parts."""
+        self.domains[name] = widths
+        self.sums.append(sum_factor(name, parts, (name, widths), 0))
+        return name, widths
+
+
+class AlikeChoices(Choices):
+    """What a block or span is worth counts the parts of a concatenation as if all were cut alike.
+
+    Else every part is tied to every block on a trunk that is a concatenation, and so to all others.
+    """
+
+    by_part = False
 
 
 class SeparateChoices(Choices):

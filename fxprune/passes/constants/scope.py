@@ -104,10 +104,13 @@ class Scope:
         wanted = self.kept.size(axis)
         if not isinstance(size, fx.Node) or not self.follows_input(axis):
             return wanted
+        slim = self.slim_number(size)
+        if not slim:  # rounded down, as `channels // 32` is where fewer are left: none to scale
+            return wanted
         # Heads folded into the batch: written down, the size would tie the graph to one batch.
         with self.graph.inserting_before(node):
             scaled = self.graph.call_function(operator.mul, (size, wanted))
-            return self.graph.call_function(operator.floordiv, (scaled, self.slim_number(size)))
+            return self.graph.call_function(operator.floordiv, (scaled, slim))
 
     def chosen(self, numbers: Numbers, axis: Axis) -> list[int]:
         """`numbers` of positions of `axis` that stay, counted among those that do."""
