@@ -154,7 +154,7 @@ def test_what_gains_nothing_stays_a_function():
 
 def test_analyze_tells_what_is_computed_once():
     found = fxprune.analyze(normalised(), images())
-    assert [str(each) for each in found.baked][0].startswith(
+    assert next(str(each) for each in found.baked).startswith(
         "0.weight (computed from 0.parametrizations.weight.original, "
     )
     assert "Computed once: 0.weight, 2.weight" in str(found)
