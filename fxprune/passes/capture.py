@@ -241,9 +241,10 @@ def cloned(inputs: Any) -> Any:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`."""
+    """A deep copy of `model`; what a tensor was computed by, as hooks leave it, is not copied."""
+    held = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -163,6 +164,22 @@ def spectral_norm() -> Built:
     norm = parametrizations.spectral_norm
     layers = [norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 6, 3)), nn.Conv2d(6, 4, 1)]
     return nn.Sequential(*layers), image()
+
+
+@way("0.weight[0]", "2.weight[0]")
+def spectral_norm_by_hooks() -> Built:
+    norm = nn.utils.spectral_norm
+    layers = [norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 6, 3)), nn.Conv2d(6, 4, 1)]
+    return nn.Sequential(*layers), image()
+
+
+@way("0.weight_g[0]", "2.weight[0]")
+def weight_norm_by_hooks() -> Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        norm = nn.utils.weight_norm
+        first, second = norm(nn.Conv2d(3, 8, 3)), norm(nn.Conv2d(8, 6, 3))
+    return nn.Sequential(first, nn.ReLU(), second, nn.Conv2d(6, 4, 1)), image()
 
 
 @way("1.weight[0]")

@@ -9,7 +9,15 @@ from torch import fx, nn
 
 from fxprune.axes import Atom, atoms
 from fxprune.errors import VerificationError
-from fxprune.passes.bake.computed import Computed, Made, computed_weights, value_of
+from fxprune.passes.bake.computed import (
+    Computed,
+    Hooked,
+    Made,
+    Parametrized,
+    computed_weights,
+    value_of,
+)
+from fxprune.passes.bake.hooked import kept_by, norm_of
 from fxprune.passes.bake.rewrite import with_parameters
 from fxprune.passes.capture import Baked, Captured, buffers_restored, call_quietly
 from fxprune.passes.differences import first_difference
@@ -45,7 +53,10 @@ def bake(captured: Captured) -> tuple[Captured, Analysis]:
 
 
 def _kept_inside(module: fx.GraphModule, weights: Sequence[Computed]) -> Places:
-    """For each weight, the dimensions that computing it keeps, whatever is done with it later."""
+    """For each weight, the dimensions that computing it keeps, whatever is done with it later.
+
+    They are those that stay where nothing else is computed. What hooks do is known.
+    """
     graph = fx.Graph()
     alone = fx.GraphModule(nn.Module(), fx.Graph())
     for name in ("_parameters", "_buffers", "_modules"):
@@ -55,23 +66,28 @@ def _kept_inside(module: fx.GraphModule, weights: Sequence[Computed]) -> Places:
     for node in module.graph.nodes:
         if node in interior:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    results = [
-        copies[weight.node]
-        if isinstance(weight, Made)
-        else graph.create_node("get_attr", weight.name)
-        for weight in weights
-    ]
-    graph.output(tuple(results))
+    results: dict[Computed, fx.Node] = {}
+    for weight in weights:
+        if isinstance(weight, Made):
+            results[weight] = copies[weight.node]
+        elif isinstance(weight, Parametrized):
+            results[weight] = graph.create_node("get_attr", weight.name)
+    graph.output(tuple(results.values()))
     alone.graph = graph
     analysis = infer(Captured(alone, (), "part of a captured model"))
-    return {
+    kept = {
         weight: frozenset(
             dim
             for dim, axis in enumerate(analysis.values[node.name][0])
             if any(_is_kept(analysis, atom) for atom in atoms(axis))
         )
-        for weight, node in zip(weights, results, strict=True)
+        for weight, node in results.items()
     }
+    for weight in weights:
+        if isinstance(weight, Hooked):
+            layer = module.get_submodule(weight.path)
+            kept[weight] = kept_by(norm_of(layer, weight.leaf), getattr(layer, weight.leaf).dim())
+    return kept
 
 
 def _is_kept(analysis: Analysis, atom: Atom) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.passes.bake.hooked import norm_of, norms_of, weight_by
 from fxprune.passes.constants import operation
 from fxprune.passes.modules import CONTRACTIONS
 from fxprune.passes.trace import is_opaque
@@ -54,12 +55,25 @@ class Parametrized:
         return f"{self.path}.{self.leaf}" if self.path else self.leaf
 
 
-Computed = Made | Parametrized
+@dataclass(frozen=True)
+class Hooked:
+    """A weight that a hook of a layer computes; attributes as those of `Parametrized`."""
+
+    path: str
+    leaf: str
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the weight."""
+        return f"{self.path}.{self.leaf}" if self.path else self.leaf
+
+
+Computed = Made | Parametrized | Hooked
 
 
 def computed_weights(module: fx.GraphModule) -> tuple[Computed, ...]:
     """Every weight of a parametric operator that is computed from parameters, each once."""
-    found: dict[Computed, None] = dict.fromkeys(_parametrized(module))
+    found: dict[Computed, None] = dict.fromkeys(_inside_layers(module))
     flowing = _flowing(module.graph)
     submodules = dict(module.named_modules())
     for node in module.graph.nodes:
@@ -78,10 +92,14 @@ def value_of(module: fx.GraphModule, weight: Computed) -> Tensor | None:
     """What `weight` is in evaluation mode; None if it is no plain function of the model's state."""
     try:
         with torch.no_grad(), _Pure():  # type: ignore[no-untyped-call]
-            if isinstance(weight, Parametrized):
-                value = getattr(module.get_submodule(weight.path), weight.leaf)
-            else:
+            if isinstance(weight, Made):
                 value = _run(module, weight)
+            else:
+                layer = module.get_submodule(weight.path)
+                if isinstance(weight, Hooked):
+                    value = weight_by(norm_of(layer, weight.leaf), layer)
+                else:
+                    value = getattr(layer, weight.leaf)
     except _ImpureError:
         return None
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -95,11 +113,12 @@ def tensor_at(module: nn.Module, name: str) -> Any:
     return getattr(module.get_submodule(path), leaf)
 
 
-def _parametrized(module: fx.GraphModule) -> Iterator[Parametrized]:
+def _inside_layers(module: fx.GraphModule) -> Iterator[Parametrized | Hooked]:
     for node in module.graph.nodes:
         if node.op != "call_module":
             continue
         layer = module.get_submodule(str(node.target))
+        yield from (Hooked(str(node.target), norm.name) for norm in norms_of(layer))
         if not parametrize.is_parametrized(layer):
             continue
         held = layer.parametrizations

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
-from fxprune.passes.bake.computed import Computed, Made, Parametrized, tensor_at
+from fxprune.passes.bake import hooked
+from fxprune.passes.bake.computed import Computed, Hooked, Made, Parametrized, tensor_at
 from fxprune.passes.capture import Baked, Captured
 from fxprune.passes.export import module_path
 from fxprune.passes.infer import named_tensors
@@ -33,6 +34,9 @@ def with_parameters(
     for path in dict.fromkeys(w.path for w in values if isinstance(w, Parametrized)):
         own = {w: v for w, v in values.items() if isinstance(w, Parametrized) and w.path == path}
         baked.update(_unparametrize(module, path, own))
+    for each, value in values.items():
+        if isinstance(each, Hooked):
+            baked[each] = _unhook(module, each, value)
     made = [weight for weight in values if isinstance(weight, Made)]
     readers = _cut(module, made)
     numbers = _numbers(captured.module)
@@ -47,7 +51,7 @@ def with_parameters(
     module.delete_all_unused_submodules()
     put_in_order_of(module, captured.module)
     for done in baked:
-        if isinstance(done, Parametrized):
+        if not isinstance(done, Made):
             _put_first(module.get_submodule(done.path), done.leaf)
     module.graph.lint()
     module.recompile()
@@ -72,6 +76,16 @@ def _unparametrize(
         inside = f"{path}.parametrizations.{weight.leaf}".lstrip(".")
         names = (name for name, _ in named_tensors(held[weight.leaf]))
         yield weight, Baked(weight.name, tuple(f"{inside}.{name}" for name in names))
+
+
+def _unhook(module: nn.Module, weight: Hooked, value: Tensor) -> Baked:
+    """Take a hook that computes a weight off its layer."""
+    layer = module.get_submodule(weight.path)
+    held = hooked.sources_of(layer, weight.leaf)
+    hooked.remove(layer, weight.leaf)
+    trained = any(tensor.requires_grad for tensor in held.values())
+    setattr(layer, weight.leaf, nn.Parameter(value, requires_grad=trained))
+    return Baked(weight.name, tuple(f"{weight.path}.{name}".lstrip(".") for name in held))
 
 
 def _put_first(layer: nn.Module, leaf: str) -> None:
