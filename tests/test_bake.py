@@ -209,3 +209,69 @@ def test_low_precision_stays():
     model = standardised().bfloat16()
     captured, _ = bake(capture(model, images().bfloat16()))
     assert {parameter.dtype for parameter in captured.module.parameters()} == {torch.bfloat16}
+
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return x / 2
+
+
+class Two(nn.Module):
+    """A layer under two names, the later one called first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.a = spectral(nn.Conv2d(8, 8, 3, padding=1))
+        self.b = self.a
+
+    def forward(self, x):
+        return self.last(self.a(self.b(self.stem(x)).relu()))
+
+
+@pytest.mark.parametrize("how", CAPTURES)
+def test_a_layer_of_two_names(how):
+    model = Two().eval()
+    captured, analysis = bake(taken(model, how))
+    assert "a.weight" in names(captured)
+    with torch.no_grad():
+        assert torch.equal(captured.module(images()), model(images()))
+    assert [group.size for group in analysis.groups] == [8]
+
+
+def test_other_parametrizations_of_a_layer_stay():
+    torch.manual_seed(0)
+    model = normalised()
+    parametrize.register_parametrization(model[2], "bias", Halved())
+    captured, _ = bake(capture(model, images()))
+    layer = captured.module.get_submodule("2")
+    assert [name for name, _ in layer.named_parameters()] == [
+        "weight",
+        "parametrizations.bias.original",
+    ]
+    with torch.no_grad():
+        assert torch.equal(captured.module(images()), model(images()))
+    assert parametrize.is_parametrized(model[2], "weight")
+    assert parametrize.is_parametrized(model[2], "bias")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_hooks_compute_can_be_trained_and_saved(norm, tmp_path):
+    """Also right after a call that left its graph on the layers."""
+
+    def build():
+        torch.manual_seed(0)
+        layers = [norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 8, 3)), nn.ReLU()]
+        return built(*layers, nn.Flatten(), nn.Linear(128, 4))
+
+    model = build()
+    model(images()).sum().backward()
+    data = [(images(), torch.tensor([0, 3]))]
+    slim = fxprune.optimize(model, "50% MACs", data=data, multiple_of=1, progress=False)
+    assert "2.weight" in fxprune.report(slim).baked
+    fxprune.finetune(slim, data, epochs=1, progress=False)
+    fxprune.save(slim, tmp_path / "slim")
+    again = fxprune.load(tmp_path / "slim", build(), images())
+    with torch.no_grad():
+        assert torch.equal(again(images()), slim.eval()(images()))

@@ -15,6 +15,7 @@ from fxprune.passes.bake.computed import (
     Made,
     Parametrized,
     computed_weights,
+    tensor_at,
     value_of,
 )
 from fxprune.passes.bake.hooked import kept_by, norm_of
@@ -44,10 +45,17 @@ def bake(captured: Captured) -> tuple[Captured, Analysis]:
     while chosen:
         trial, baked = with_parameters(captured, chosen)
         analysis = infer(trial)
-        useful = _useful(trial.module, analysis, baked, kept)
+        written = _written(trial.module, analysis)
+        useful = [
+            weight
+            for weight, parameter in baked.items()
+            if _frees(analysis, parameter, kept[weight])
+            and written.isdisjoint(_memory(captured.module, trial.module, parameter))
+        ]
         if len(useful) == len(chosen):
+            trial = replace(trial, baked=tuple(dict.fromkeys(baked.values())))
             _require_same(captured, trial)
-            return replace(trial, baked=tuple(dict.fromkeys(baked.values()))), analysis
+            return trial, analysis
         chosen = {weight: chosen[weight] for weight in useful}
     return captured, infer(captured)
 
@@ -95,30 +103,29 @@ def _is_kept(analysis: Analysis, atom: Atom) -> bool:
     return reason is not None and reason.rule != "output"
 
 
-def _useful(
-    module: fx.GraphModule, analysis: Analysis, baked: Mapping[Computed, Baked], kept: Places
-) -> list[Computed]:
-    """The weights that gain by being parameters, and are nothing that the model writes into."""
-    written = _written(module, analysis)
-    return [
-        weight
-        for weight, parameter in baked.items()
-        if any(analysis.groups_in(analysis.tensors[parameter.name][dim]) for dim in kept[weight])
-        and written.isdisjoint((parameter.name, *parameter.sources))
-    ]
+def _frees(analysis: Analysis, parameter: Baked, kept: frozenset[int]) -> bool:
+    """Whether channels can go from `parameter` that computing it would keep."""
+    axes = analysis.tensors[parameter.name]
+    return any(analysis.groups_in(axes[dim]) for dim in kept)
 
 
-def _written(module: fx.GraphModule, analysis: Analysis) -> set[str]:
-    """Parameters and buffers in whose memory a node writes."""
+def _written(module: fx.GraphModule, analysis: Analysis) -> set[int]:
+    """The tensors of `module` that some node writes into, by their number."""
     nodes = [node for node in module.graph.nodes if node.name in analysis.writes]
     memory = {
         place for n in nodes for u in n.all_input_nodes for place in analysis.storages[u.name]
     }
     return {
-        str(node.target)
+        id(tensor_at(module, str(node.target)))
         for node in module.graph.nodes
         if node.op == "get_attr" and not memory.isdisjoint(analysis.storages[node.name])
     }
+
+
+def _memory(original: nn.Module, module: nn.Module, parameter: Baked) -> set[int]:
+    """A computed weight and the tensors that it is computed from, by their number."""
+    sources = {id(tensor_at(original, name)) for name in parameter.sources}
+    return sources | {id(tensor_at(module, parameter.name))}
 
 
 def _require_same(captured: Captured, trial: Captured) -> None:

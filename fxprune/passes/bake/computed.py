@@ -114,18 +114,19 @@ def tensor_at(module: nn.Module, name: str) -> Any:
 
 
 def _inside_layers(module: fx.GraphModule) -> Iterator[Parametrized | Hooked]:
-    for node in module.graph.nodes:
-        if node.op != "call_module":
+    called = {
+        module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"
+    }
+    for path, layer in module.named_modules():
+        if layer not in called:
             continue
-        layer = module.get_submodule(str(node.target))
-        yield from (Hooked(str(node.target), norm.name) for norm in norms_of(layer))
-        if not parametrize.is_parametrized(layer):
-            continue
-        held = layer.parametrizations
-        assert isinstance(held, nn.ModuleDict)
-        leaves = [*held]
-        if all(any(True for _ in held[leaf].parameters()) for leaf in leaves):
-            yield from (Parametrized(str(node.target), leaf) for leaf in leaves)
+        yield from (Hooked(path, norm.name) for norm in norms_of(layer))
+        if parametrize.is_parametrized(layer):
+            held = layer.parametrizations
+            assert isinstance(held, nn.ModuleDict)
+            for leaf, computing in held.items():
+                if any(True for _ in computing.parameters()):
+                    yield Parametrized(path, leaf)
 
 
 def _flowing(graph: fx.Graph) -> set[fx.Node]:

@@ -51,3 +51,13 @@ def remove(layer: nn.Module, leaf: str) -> None:
         remove_weight_norm(layer, leaf)
     else:
         remove_spectral_norm(layer, leaf)
+        _forget_state_hooks(layer, leaf)
+
+
+def _forget_state_hooks(layer: nn.Module, leaf: str) -> None:
+    """Those that ask state dicts for what is gone, and that PyTorch itself does not find."""
+    for hooks in (layer._state_dict_hooks, layer._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            norm = getattr(getattr(hook, "hook", hook), "fn", None)
+            if isinstance(norm, SpectralNorm) and norm.name == leaf:
+                del hooks[key]

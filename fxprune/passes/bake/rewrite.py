@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
@@ -31,12 +31,9 @@ def with_parameters(
     """
     module = copy.deepcopy(captured.module, {id(t): t for _, t in named_tensors(captured.module)})
     baked: dict[Computed, Baked] = {}
-    for path in dict.fromkeys(w.path for w in values if isinstance(w, Parametrized)):
-        own = {w: v for w, v in values.items() if isinstance(w, Parametrized) and w.path == path}
-        baked.update(_unparametrize(module, path, own))
     for each, value in values.items():
-        if isinstance(each, Hooked):
-            baked[each] = _unhook(module, each, value)
+        if not isinstance(each, Made):
+            baked[each] = _within_layer(module, each, value)
     made = [weight for weight in values if isinstance(weight, Made)]
     readers = _cut(module, made)
     numbers = _numbers(captured.module)
@@ -58,34 +55,37 @@ def with_parameters(
     return replace(captured, module=module), baked
 
 
-def _unparametrize(
-    module: nn.Module, path: str, values: Mapping[Parametrized, Tensor]
-) -> Iterator[tuple[Parametrized, Baked]]:
-    """Take all parametrizations off one layer.
-
-    `remove_parametrizations` would take them off the user's layer too: copies share its class.
-    """
-    layer = module.get_submodule(path)
-    held = layer._modules.pop("parametrizations")
-    assert isinstance(held, nn.ModuleDict)
-    layer.__class__ = type(layer).__bases__[0]
-    for weight, value in values.items():
-        parameters = list(held[weight.leaf].parameters())
-        trained = any(parameter.requires_grad for parameter in parameters)
-        setattr(layer, weight.leaf, nn.Parameter(value, requires_grad=trained))
-        inside = f"{path}.parametrizations.{weight.leaf}".lstrip(".")
-        names = (name for name, _ in named_tensors(held[weight.leaf]))
-        yield weight, Baked(weight.name, tuple(f"{inside}.{name}" for name in names))
-
-
-def _unhook(module: nn.Module, weight: Hooked, value: Tensor) -> Baked:
-    """Take a hook that computes a weight off its layer."""
+def _within_layer(module: nn.Module, weight: Parametrized | Hooked, value: Tensor) -> Baked:
+    """Give a layer its weight as a parameter, in place of what computes it."""
     layer = module.get_submodule(weight.path)
-    held = hooked.sources_of(layer, weight.leaf)
-    hooked.remove(layer, weight.leaf)
+    if isinstance(weight, Hooked):
+        held = hooked.sources_of(layer, weight.leaf)
+        inside = weight.path
+        hooked.remove(layer, weight.leaf)
+    else:
+        held = dict(named_tensors(_without_parametrization(layer, weight.leaf)))
+        inside = f"{weight.path}.parametrizations.{weight.leaf}"
     trained = any(tensor.requires_grad for tensor in held.values())
     setattr(layer, weight.leaf, nn.Parameter(value, requires_grad=trained))
-    return Baked(weight.name, tuple(f"{weight.path}.{name}".lstrip(".") for name in held))
+    return Baked(weight.name, tuple(f"{inside}.{name}".lstrip(".") for name in held))
+
+
+def _without_parametrization(layer: nn.Module, leaf: str) -> nn.Module:
+    """Take one parametrization off `layer`, and return it.
+
+    `remove_parametrizations` would take it off the user's layer too: copies share their class.
+    """
+    found = layer.parametrizations
+    assert isinstance(found, nn.ModuleDict)
+    taken = found.pop(leaf)
+    kind = type(layer)
+    if found:
+        rest = {k: v for k, v in vars(kind).items() if k not in (leaf, "__dict__", "__weakref__")}
+        layer.__class__ = type(kind.__name__, kind.__bases__, rest)
+    else:
+        del layer._modules["parametrizations"]
+        layer.__class__ = kind.__bases__[0]
+    return taken
 
 
 def _put_first(layer: nn.Module, leaf: str) -> None:
