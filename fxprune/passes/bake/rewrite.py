@@ -47,9 +47,11 @@ def with_parameters(
         readers[weight].target = baked[weight].name
     module.delete_all_unused_submodules()
     put_in_order_of(module, captured.module)
-    for done in baked:
-        if not isinstance(done, Made):
-            _put_first(module.get_submodule(done.path), done.leaf)
+    known = {name for name, _ in captured.module.named_parameters(remove_duplicate=False)}
+    for name in dict.fromkeys(parameter.name for parameter in baked.values()):
+        if name not in known:
+            path, _, leaf = name.rpartition(".")
+            _put_first(module.get_submodule(path), leaf)
     module.graph.lint()
     module.recompile()
     return replace(captured, module=module), baked
@@ -110,19 +112,41 @@ def _cut(module: fx.GraphModule, weights: Sequence[Made]) -> Mapping[Made, fx.No
         readers[weight].meta.update(node.meta)
         node.replace_all_uses_with(readers[weight])
     interior = {node.name for weight in weights for node in weight.interior}
+    sources = {id(tensor_at(module, n)) for w in weights for n in _names(w)}
     for node in reversed(module.graph.nodes):
         if node.name in interior and node.op != "get_attr" and not node.users:
             erase(module, node)
+    _drop_aliases(module, sources)
     return readers
+
+
+def _drop_aliases(module: fx.GraphModule, numbers: set[int]) -> None:
+    """Delete tied names of these tensors where nobody reads the tensor by any name."""
+    targets = {str(n.target) for n in module.graph.nodes if n.op in ("get_attr", "call_module")}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for leaf, tensor in part._parameters.items():
+            if not targets.isdisjoint((path, f"{path}.{leaf}".lstrip("."))):
+                numbers = numbers - {id(tensor)}
+    for part in module.modules():
+        for leaf, tensor in list(part._parameters.items()):
+            if id(tensor) in numbers:
+                del part._parameters[leaf]
+
+
+def _names(weight: Made) -> list[str]:
+    return [str(node.target) for node in weight.interior if node.op == "get_attr"]
 
 
 def _parameter(
     module: fx.GraphModule, original: nn.Module, weight: Made, value: Tensor, owner: str | None
 ) -> Baked:
     """Give `module` a parameter, named after what it is computed from, or after who reads it."""
-    names = [str(node.target) for node in weight.interior if node.op == "get_attr"]
+    names = _names(weight)
     held = {name: tensor_at(original, name) for name in names}
-    wanted = [_plain(name) for name, tensor in held.items() if tensor.shape == value.shape]
+    alike = [_plain(name) for name, tensor in held.items() if tensor.shape == value.shape]
+    # A tensor of several layers has the name that it has in one of them: each goes by its own.
+    elsewhere = [name for name in alike if owner and not name.startswith(f"{owner}.")]
+    wanted = [f"{owner}.{name.rpartition('.')[2]}" for name in elsewhere] + alike
     wanted += [f"{owner}.weight"] if owner else []
     wanted += [_plain(names[0])]
     free = (name for name in wanted if _is_free(module, name))
