@@ -35,7 +35,7 @@ def with_parameters(
         if not isinstance(each, Made):
             baked[each] = _within_layer(module, each, value)
     made = [weight for weight in values if isinstance(weight, Made)]
-    readers = _cut(module, made)
+    readers = _cut(module, captured.module, made)
     numbers = _numbers(captured.module)
     alike: dict[int, Baked] = {}
     for weight in made:
@@ -98,7 +98,9 @@ def _put_first(layer: nn.Module, leaf: str) -> None:
             layer._parameters[name] = layer._parameters.pop(name)
 
 
-def _cut(module: fx.GraphModule, weights: Sequence[Made]) -> Mapping[Made, fx.Node]:
+def _cut(
+    module: fx.GraphModule, original: nn.Module, weights: Sequence[Made]
+) -> Mapping[Made, fx.Node]:
     """For each weight a node that reads a parameter in its place, whose name is still to come.
 
     What nobody reads any more is erased, so that names of weights become free.
@@ -112,7 +114,7 @@ def _cut(module: fx.GraphModule, weights: Sequence[Made]) -> Mapping[Made, fx.No
         readers[weight].meta.update(node.meta)
         node.replace_all_uses_with(readers[weight])
     interior = {node.name for weight in weights for node in weight.interior}
-    sources = {id(tensor_at(module, n)) for w in weights for n in _names(w)}
+    sources = {id(tensor_at(original, n)) for w in weights for n in _names(w)}
     for node in reversed(module.graph.nodes):
         if node.name in interior and node.op != "get_attr" and not node.users:
             erase(module, node)
