@@ -35,10 +35,10 @@ from torch.utils._pytree import tree_leaves
 
 import fxprune
 from benchmarks.written import WrittenTable
+from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.frozen import frozen_places, prunable_share
 from fxprune.passes.glue.module import GluedModule
-from fxprune.passes.infer import infer
 
 FAMILIES = (
     "resnet", "resnext", "wide_resnet", "vgg", "mobilenet", "mnasnet", "densenet", "efficientnet",
@@ -172,7 +172,7 @@ def _run(name: str, row: Row) -> None:
         captured = capture(model, inputs)
     row.how = captured.capture
     with timed(row, "infer"):
-        analysis = infer(captured)
+        captured, analysis = bake(captured)
     row.prunable = prunable_share(analysis)
     row.dense = condensed([place.reason for place in frozen_places(analysis)])
     first = captured.example_inputs[:1]

@@ -28,10 +28,11 @@ from fxprune.passes.allocation.costs import macs_tables, params_tables
 from fxprune.passes.allocation.ladders import Ladder, build_ladders
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import Choices, Tables
+from fxprune.passes.bake import bake
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.constants import operation
 from fxprune.passes.importance import Importance, magnitude
-from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.infer import Analysis
 from fxprune.passes.latency import FREE_OPERATIONS
 from fxprune.passes.layers import Layer, find_layers
 
@@ -126,8 +127,7 @@ class Network:
 
 def read(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], multiple_of: int) -> Network:
     """Capture a model and judge its channels by the squares of their weights."""
-    captured = capture(model, example_inputs)
-    analysis = infer(captured)
+    captured, analysis = bake(capture(model, example_inputs))
     layers = find_layers(captured.module, analysis)
     return Network(
         captured=captured,

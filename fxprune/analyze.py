@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from fxprune.passes.capture import ExampleInputs, capture
+from fxprune.passes.bake import bake
+from fxprune.passes.capture import Baked, ExampleInputs, capture
 from fxprune.passes.frozen import Frozen, frozen_places, prunable_share
-from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.infer import Analysis
 from fxprune.passes.infer import Group as ChannelGroup
+from fxprune.report import baked_fact
 
 MOST_MEMBERS = 6
 
@@ -30,6 +32,7 @@ class ModelAnalysis:
         frozen: what keeps its width, and why.
         prunable: share of all parameters that lie in some group, in [0, 1].
         graph: groups as nodes (`size`), joined where they meet in a tensor (`tensors`).
+        baked: parameters that hold what the model computes from others in each call.
     """
 
     capture: str
@@ -37,6 +40,7 @@ class ModelAnalysis:
     frozen: tuple[Frozen, ...]
     prunable: float
     graph: nx.Graph
+    baked: tuple[Baked, ...] = ()
 
     def __rich__(self) -> Group:
         groups = Table(title=f"{len(self.groups)} groups in {self.prunable:.1%} of the parameters")
@@ -51,7 +55,8 @@ class ModelAnalysis:
         frozen.add_column("where", overflow="fold")
         for place in self.frozen:
             frozen.add_row(Text(place.reason), Text(_listed(list(place.members))))
-        return Group(groups, frozen)
+        notes = [Text(baked_fact([each.name for each in self.baked]))] if self.baked else []
+        return Group(groups, frozen, *notes)
 
     def __str__(self) -> str:
         buffer = io.StringIO()
@@ -69,14 +74,14 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> ModelAnalysis:
     Raises:
         InputError, CaptureError: see `fxprune.optimize`.
     """
-    captured = capture(model, example_inputs)
-    analysis = infer(captured)
+    captured, analysis = bake(capture(model, example_inputs))
     return ModelAnalysis(
         capture=captured.capture,
         groups=analysis.groups,
         frozen=frozen_places(analysis),
         prunable=prunable_share(analysis),
         graph=group_graph(analysis),
+        baked=captured.baked,
     )
 
 

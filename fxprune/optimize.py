@@ -16,9 +16,10 @@ from fxprune.budget import Budget, BudgetLike, parse
 from fxprune.choose import choose
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Bound
+from fxprune.passes.bake import bake
 from fxprune.passes.capture import Captured, ExampleInputs, capture
 from fxprune.passes.chains import Span
-from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.infer import Analysis
 from fxprune.passes.merges import spans_named, without_activations
 from fxprune.passes.slim import slim as slim_by_plan
 from fxprune.passes.verify import Verification, verify
@@ -145,8 +146,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: ExampleInputs) -> fx.Gra
         PlanMismatch: the model has other groups, blocks or chains than the plan was made for.
         VerificationError: the slim model is not equal to the masked original.
     """
-    captured = capture(model, example_inputs)
-    analysis = infer(captured)
+    captured, analysis = bake(capture(model, example_inputs))
     slim, _ = _built(captured, analysis, plan, spans_named(captured, plan.merged))
     slim.meta[META] = {"plan": plan}
     return slim

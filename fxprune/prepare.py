@@ -24,12 +24,13 @@ from fxprune.passes.allocate import Allocation, plan_of
 from fxprune.passes.allocation.channels import Choose, ordered, refined
 from fxprune.passes.allocation.forms import Forms, Part
 from fxprune.passes.allocation.ladders import Bound, Ladder, build_ladders, is_ignored
+from fxprune.passes.bake import bake
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, ExampleInputs, capture
 from fxprune.passes.depth_value import disagreement, loss_rise
 from fxprune.passes.glue.module import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
-from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import Layer, find_layers
 from fxprune.passes.merges import Merge, find_merges
 from fxprune.plan import Plan
@@ -128,10 +129,9 @@ def prepare(
         Cache(options.cache).close()  # a cache that cannot be used is refused before any work
     inputs = _example_inputs(example_inputs, options.data)
     tell("Capturing the model", 0, 0)
-    captured = capture(model, inputs)
+    captured, analysis = bake(capture(model, inputs))
     if backends:
         require_no_glue(captured.module, "latency is measured on a compiled network")
-    analysis = infer(captured)
     alignment = options.multiple_of
     if alignment is None:
         alignment = math.lcm(*(b.alignment for b in backends.values())) if backends else ALIGNMENT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -104,7 +104,8 @@ class Report:
 
     `dropped` are the residual blocks that went, `merged` the layers that become one on deployment,
     span by span; the slim side is the network as deployed. `calls` tells how often a budget that is
-    a function was called, the dense network included. `tabled` are the seconds of both sides on
+    a function was called, the dense network included. `baked` are the parameters that hold what the
+    dense network computes from others in each call. `tabled` are the seconds of both sides on
     another machine, as tables measured there tell.
     """
 
@@ -120,6 +121,7 @@ class Report:
     dropped: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     calls: int = 0
+    baked: tuple[str, ...] = ()
     tabled: tuple[float, float] | None = None
 
     @property
@@ -203,6 +205,8 @@ class Report:
         if self.dropped:
             lines.append(f"Dropped blocks: {', '.join(self.dropped)}.")
         lines += [f"Merged on deployment: {span}." for span in self.merged]
+        if self.baked:
+            lines.append(baked_fact(self.baked))
         lines += [f"Frozen: {place.place}: {place.reason}." for place in self.frozen]
         return tuple(lines)
 
@@ -266,6 +270,14 @@ def report(slim: nn.Module) -> Report:
             "This module carries no report", fix="Ask for that of what fxprune.optimize returned."
         )
     return found
+
+
+def baked_fact(names: Sequence[str]) -> str:
+    """What became of weights that the dense network computes in each call."""
+    return (
+        f"Computed once: {', '.join(names)}; fine-tuning trains these weights themselves, not what "
+        "the dense network computes them from."
+    )
 
 
 def format_latency(latency: Measurement) -> str:

@@ -61,6 +61,7 @@ def summarise(
             verification.max_error, verification.nodes, verification.worst_node
         ),
         calls=choice.calls,
+        baked=tuple(parameter.name for parameter in prepared.captured.baked),
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,

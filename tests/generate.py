@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tests import image_rows, sequence_rows  # noqa: F401  (imported for the rows they add)
 from tests.blocks import images, plain
@@ -234,6 +235,10 @@ def enliven(model: nn.Module) -> None:
                 buffer.normal_(0, 0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
+        for module in model.modules():
+            if isinstance(module, ParametrizationList) and hasattr(module[0], "_power_method"):
+                weight = module[0]._reshape_weight_to_matrix(module.original)
+                module[0]._power_method(weight, 15)
 
 
 def _tie(rng: random.Random, model: nn.Module) -> None:

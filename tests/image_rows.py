@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.blocks import images, plain
 from tests.rows import WIDTHS, Shape, activation, divisors, row
@@ -60,6 +60,8 @@ def other_convolution(
         lambda: images.RowConv(inputs, outputs),
         lambda: images.Standardised(inputs, outputs),
         lambda: weight_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
+        lambda: spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
+        lambda: images.Scaled(inputs, outputs, rng.choice([1, 3]), rng.choice([1, *common])),
         lambda: images.ChannelsLast(nn.Linear(inputs, outputs)),
     ]
     if common:

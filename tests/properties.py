@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.axes import Atom, Axes, atoms, kept_positions
+from fxprune.passes.bake import bake
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.infer import Analysis, Group, infer, named_tensors
@@ -76,8 +77,15 @@ def make_case(
 ) -> Case:
     """Capture, infer, slim at random and verify."""
     rng = random.Random(seed)
-    captured = how(model, inputs)
-    analysis = infer(captured)
+    plain = how(model, inputs)
+    captured, analysis = bake(plain)
+    if captured.baked:
+        for mine, theirs in zip(
+            outputs(plain.module, plain.example_inputs),
+            outputs(captured.module, plain.example_inputs),
+            strict=True,
+        ):
+            close(mine, theirs, f"with {captured.baked}")
     plan = random_plan(analysis, rng)
     module = slim(captured, analysis, plan)
     verification = verify(captured, analysis, plan, module)
@@ -189,8 +197,9 @@ def slim_takes_any_batch(case: Case) -> None:
 
 
 def names_stay(case: Case) -> None:
-    """Parameters and buffers of the slim model are called as in the original."""
+    """Parameters and buffers of the slim model are called as in the original, but baked ones."""
     extra = set(case.slim.state_dict()) - set(case.model.state_dict())
+    extra -= {parameter.name for parameter in case.captured.baked}
     assert not extra, f"new names: {sorted(extra)}"
     captured, slim = (dict(m.named_parameters()) for m in (case.captured.module, case.slim))
     assert captured.keys() == slim.keys(), f"lost: {sorted(captured.keys() - slim.keys())}"

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from tests.blocks import plain
 
@@ -132,6 +133,30 @@ def dense(rng: random.Random, shape: Shape) -> nn.Module:
     out = rng.choice(WIDTHS)
     norm = rng.choice([nn.BatchNorm1d(out), nn.LayerNorm(out), nn.Identity(), nn.Dropout(0.2)])
     return nn.Sequential(nn.Linear(shape[0], out), norm, activation(rng, out))
+
+
+@row(2, 1)
+def computed_weight(rng: random.Random, shape: Shape) -> nn.Module:
+    """A linear layer whose weight is a function of parameters."""
+    out = rng.choice(WIDTHS)
+    kind = rng.choice(["spectral", "weight norm", "whole", "symmetric", "orthogonal", "unit"])
+    if kind in ("symmetric", "orthogonal"):
+        out = shape[-1]
+    layer = nn.Linear(shape[-1], out, bias=rng.random() < 0.6)
+    match kind:
+        case "spectral":
+            parametrizations.spectral_norm(layer)
+        case "weight norm":
+            parametrizations.weight_norm(layer, dim=rng.choice([0, 1]))
+        case "whole":
+            parametrizations.weight_norm(layer, dim=None)
+        case "symmetric":
+            parametrize.register_parametrization(layer, "weight", plain.Symmetric())
+        case "orthogonal":
+            parametrizations.orthogonal(layer)
+        case _:
+            return plain.UnitRows(shape[-1], out)
+    return layer
 
 
 @row(1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import atoms
+from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
-from fxprune.passes.infer import infer
 from tests.properties import CHECKS, examine
 from tests.ways import REFUSED, WAYS
 
@@ -60,7 +60,7 @@ def test_this_way_is_slimmed_exactly(name):
 def test_what_stays_dense_says_why(name):
     way = WAYS[name]
     model, inputs = built(way.build)
-    analysis = infer(capture(model, inputs))
+    _, analysis = bake(capture(model, inputs))
     for place, piece in way.frozen.items():
         tensor, dim = place.removesuffix("]").split("[")
         found = [analysis.reasons.get(atom) for atom in atoms(analysis.tensors[tensor][int(dim)])]
@@ -72,7 +72,7 @@ def test_this_way_is_refused(name):
     case = REFUSED[name]
     model, inputs = built(case.build)
     with pytest.raises(case.error, match=case.message):
-        infer(capture(model, inputs))
+        bake(capture(model, inputs))
 
 
 def test_every_check_has_been_named():

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import fxprune
+from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.infer import infer
 from fxprune.passes.slim import slim
@@ -16,8 +17,7 @@ DEAD = -1e4  # a bias that no input overcomes: the channel is zero behind a ReLU
 
 
 def without_every_second_channel(model, x):
-    captured = capture(model, x)
-    analysis = infer(captured)
+    captured, analysis = bake(capture(model, x))
     plan = fxprune.Plan(
         {g.name: tuple(range(0, g.size, 2)) for g in analysis.groups},
         {g.name: g.size for g in analysis.groups},

@@ -32,6 +32,22 @@ ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Baked:
+    """A parameter that holds what the model computed anew in each call.
+
+    Attributes:
+        name: of the parameter.
+        sources: names of what it was computed from.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} (computed from {', '.join(self.sources)})"
+
+
+@dataclass(frozen=True)
 class Captured:
     """A captured model.
 
@@ -41,12 +57,14 @@ class Captured:
         capture: "symbolic_trace", "torch.export" or "children of Python glue".
         call: what a model with glue is itself called with, args and kwargs; None for others, whose
             placeholders are their arguments.
+        baked: parameters that hold what the model itself computes from others; see `passes.bake`.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Any, ...]
     capture: str
     call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    baked: tuple[Baked, ...] = ()
 
 
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
@@ -223,9 +241,10 @@ def cloned(inputs: Any) -> Any:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`."""
+    """A deep copy of `model`; what a tensor was computed by, as hooks leave it, is not copied."""
+    held = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.hooks import RemovableHandle
 
@@ -54,6 +56,23 @@ def has_hooks(module: nn.Module) -> bool:
         or module_hooks._global_forward_pre_hooks
         or module_hooks._global_forward_hooks
     )
+
+
+@contextmanager
+def attributes_restored(module: nn.Module) -> Iterator[None]:
+    """Undo what hooks leave behind on `module` and its parts, such as a weight for the next call.
+
+    It would be in the way of copies: it is fake after inference, and has a graph after training.
+    """
+    before = [
+        (part, {name: value for name, value in vars(part).items() if isinstance(value, Tensor)})
+        for part in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for part, held in before:
+            vars(part).update(held)
 
 
 def _differ(mine: Any, theirs: Any) -> bool:

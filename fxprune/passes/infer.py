@@ -32,7 +32,7 @@ from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.glue.module import Use
-from fxprune.passes.hooks import HookWatch
+from fxprune.passes.hooks import HookWatch, attributes_restored
 from fxprune.passes.indices import Numbers, digest, numbers_in
 from fxprune.passes.modules import chooses, contracts, is_resizable, renormalises
 from fxprune.passes.regions import OpenRegions
@@ -245,7 +245,8 @@ def infer(captured: Captured) -> Analysis:
         swapped = {f"module.{place}": fake_of[id(t)] for place, t in _places(module)}
         try:
             kernels = unfused_attention(), unfused_recurrence()
-            with torch.no_grad(), kernels[0], kernels[1], interpreter.regions, tracker:
+            left = attributes_restored(module)
+            with torch.no_grad(), left, kernels[0], kernels[1], interpreter.regions, tracker:
                 torch.func.functional_call(runner, swapped, tuple(inputs), tie_weights=False)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(

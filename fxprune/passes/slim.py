@@ -9,10 +9,11 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.axes import Axes
+from fxprune.passes.bake import bake
 from fxprune.passes.blocks import drop_blocks, dropped_blocks
 from fxprune.passes.capture import Captured
 from fxprune.passes.constants import rewrite_constants
-from fxprune.passes.infer import Analysis, infer, named_tensors
+from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.modules import Widths, resize
 from fxprune.passes.slimming import Kept
 from fxprune.plan import Plan
@@ -45,8 +46,7 @@ class SlimPass(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """A new slim module; the given one is not changed."""
-        captured = Captured(graph_module, self.example_inputs, "given")
-        analysis = infer(captured)
+        captured, analysis = bake(Captured(graph_module, self.example_inputs, "given"))
         modified = bool(Kept.from_plan(self.plan, analysis).positions or self.plan.dropped)
         return PassResult(slim(captured, analysis, self.plan), modified)
 

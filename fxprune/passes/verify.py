@@ -35,11 +35,12 @@ from torch.utils._pytree import tree_map_only
 
 from fxprune.axes import Axes
 from fxprune.errors import VerificationError
+from fxprune.passes.bake import bake
 from fxprune.passes.blocks import Block, dropped_blocks
 from fxprune.passes.capture import Captured, cloned
 from fxprune.passes.constants import operation
 from fxprune.passes.glue.verify import whole_error
-from fxprune.passes.infer import Analysis, infer, named_tensors
+from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.precision import in_double
 from fxprune.passes.reference import MaskedInterpreter
 from fxprune.passes.refresh import calibrate_batch_norm, drawn_weights, scaled_weights
@@ -123,8 +124,8 @@ class VerifyPass(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """The given module; `verification` holds what was compared."""
-        captured = Captured(self.original, self.example_inputs, "given")
-        self.verification = verify(captured, infer(captured), self.plan, graph_module)
+        captured, analysis = bake(Captured(self.original, self.example_inputs, "given"))
+        self.verification = verify(captured, analysis, self.plan, graph_module)
         return PassResult(graph_module, False)
 
 

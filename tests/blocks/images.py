@@ -198,6 +198,20 @@ class Standardised(nn.Module):
         return F.conv2d(x, (weight - mean) / deviation, self.conv.bias, padding=1)
 
 
+class Scaled(nn.Conv2d):
+    """A convolution whose weight is standardised by a batch norm, with a gain (NFNets, BiT)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int):
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain.view(-1), training=True)
+        weight = weight.reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
 class SpatialAttention(nn.Module):
     """Places gated by statistics over the channels (Woo et al. 2018)."""
 

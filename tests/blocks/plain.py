@@ -286,3 +286,21 @@ class Numbered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.table(torch.arange(x.shape[1]))
+
+
+class Symmetric(nn.Module):
+    """A parametrization: the upper half of a matrix, mirrored."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.triu() + weight.triu(1).T
+
+
+class UnitRows(nn.Module):
+    """A linear layer by function, whose rows have unit length."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ F.normalize(self.matrix, dim=1).t()

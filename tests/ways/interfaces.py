@@ -242,7 +242,7 @@ def lazy_modules() -> Built:
     return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 4)), vector()
 
 
-@refused(CaptureError, "cannot be copied")
+@way("0.weight_orig[0]")
 def masks_of_torch_pruning() -> Built:
     layer = nn.Linear(5, 8)
     prune.random_unstructured(layer, "weight", 0.5)

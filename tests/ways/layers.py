@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from tests.ways.base import Built, Model, image, normal, sequence, vector, way, weights
@@ -174,10 +177,114 @@ def weight_norm() -> Built:
     return nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3)), image()
 
 
-@way(frozen={"0.parametrizations.weight.original[0]": "statistic of parameters"})
+@way("0.parametrizations.weight.original0[0]", "2.weight[1]", "2.weight[0]")
+def weight_norms_in_a_row() -> Built:
+    norm = parametrizations.weight_norm
+    layers = [norm(nn.Linear(5, 8)), nn.ReLU(), norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 4)]
+    return nn.Sequential(*layers), vector()
+
+
+@way("0.weight[0]")
+def weight_norm_over_everything() -> Built:
+    layer = parametrizations.weight_norm(nn.Linear(5, 8), dim=None)
+    return nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 4)), vector()
+
+
+@way("0.weight[0]", "2.weight[0]")
 def spectral_norm() -> Built:
     norm = parametrizations.spectral_norm
-    return nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3)), image()
+    layers = [norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 6, 3)), nn.Conv2d(6, 4, 1)]
+    return nn.Sequential(*layers), image()
+
+
+@way("0.weight[0]", "2.weight[0]")
+def spectral_norm_by_hooks() -> Built:
+    norm = nn.utils.spectral_norm
+    layers = [norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 6, 3)), nn.Conv2d(6, 4, 1)]
+    return nn.Sequential(*layers), image()
+
+
+@way("0.weight_g[0]", "2.weight[0]")
+def weight_norm_by_hooks() -> Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        norm = nn.utils.weight_norm
+        first, second = norm(nn.Conv2d(3, 8, 3)), norm(nn.Conv2d(8, 6, 3))
+    return nn.Sequential(first, nn.ReLU(), second, nn.Conv2d(6, 4, 1)), image()
+
+
+@way("1.weight[0]")
+def orthogonal_parametrization() -> Built:
+    layer = parametrizations.orthogonal(nn.Linear(8, 8))
+    return nn.Sequential(nn.Linear(5, 8), layer, nn.ReLU(), nn.Linear(8, 4)), vector()
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution of a standardised weight with a gain, as in NFNets (Brock et al. 2021)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, **settings: Any):
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, **settings)
+        self.gain = nn.Parameter(torch.full((outputs, 1, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        made = F.batch_norm(flat, None, None, weight=self.gain.view(-1), training=True)
+        made = made.reshape_as(self.weight)
+        return F.conv2d(x, made, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@way("0.weight[0]", "2.weight[0]", "2.weight[1]")
+def standardised_weights() -> Built:
+    layers = [StandardisedConv(3, 8), nn.SiLU(), StandardisedConv(8, 6, groups=2), nn.SiLU()]
+    return nn.Sequential(*layers, StandardisedConv(6, 4)), image()
+
+
+@way("stem.weight[0]", "conv.weight[0]")
+def standardised_weight_read_twice() -> Built:
+    parts = {"stem": nn.Conv2d(3, 8, 1), "conv": StandardisedConv(8, 8), "last": nn.Conv2d(8, 4, 1)}
+    return Model(lambda s, x: s.last(s.conv(s.conv(s.stem(x)).relu())), **parts), image()
+
+
+@way("stem.weight[0]", "a.weight[0]", "b.weight[0]")
+def standardised_weights_of_one_tensor() -> Built:
+    model = Model(
+        lambda s, x: s.last(s.a(y := s.stem(x)).relu() + s.b(y)),
+        stem=nn.Conv2d(3, 8, 1),
+        a=StandardisedConv(8, 6),
+        b=StandardisedConv(8, 6),
+        last=nn.Conv2d(6, 4, 1),
+    )
+    model.b.weight = model.a.weight
+    nn.init.uniform_(model.b.gain)
+    return model, image()
+
+
+@way("weight[0]", "weight_1[0]")
+def weight_as_it_is_and_standardised() -> Built:
+    def run(s, x):
+        y = F.linear(x, s.weight)
+        y = y + F.linear(x, s.weight - s.weight.mean(0, keepdim=True)).relu()
+        return s.last(y)
+
+    return Model(run, weight=weights(8, 5), last=nn.Linear(8, 4)), vector()
+
+
+@way("first.weight[0]", "matrix[0]")
+def normalised_matrix_turned_round() -> Built:
+    def run(s, x):
+        return s.last(s.first(x) @ F.normalize(s.matrix, dim=1).t())
+
+    return Model(run, first=nn.Linear(5, 8), matrix=weights(6, 8), last=nn.Linear(6, 4)), vector()
+
+
+@way(frozen={"first.weight[0]": "statistic of parameters"})
+def standardised_weight_that_is_written_to() -> Built:
+    def run(s, x):
+        weight = s.weight / s.weight.norm()
+        weight.mul_(2)
+        return F.linear(s.first(x), weight)
+
+    return Model(run, first=nn.Linear(5, 8), weight=weights(4, 8)), vector()
 
 
 @way("0.weight[0]", "1.bias[0]")
@@ -191,7 +298,7 @@ def parametrization_of_ones_own() -> Built:
     return nn.Sequential(nn.Linear(5, 8), inner, nn.ReLU(), nn.Linear(8, 4)), vector()
 
 
-@way(frozen={"0.parametrizations.weight.original[0]": "compared with another position"})
+@way("0.weight[0]")
 def symmetric_parametrization() -> Built:
     class Symmetric(nn.Module):
         def forward(self, weight):
