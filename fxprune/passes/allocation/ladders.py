@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,9 @@ from fxprune.passes.infer import Analysis, Group
 FEWEST = 4
 # Steps finer than 1.6 % of a group cost the solver more than they are worth.
 MOST = 64
-
+# Two groups that make up one width between them (norm groups and the channels of each, heads and
+# what is in a head) have so many steps each: all combinations of the two come to 256.
+MOST_TOGETHER = 16
 
 # The least and the most that a group may keep: counts of positions, or shares of the dense width.
 Bound = tuple[float, float]
@@ -126,8 +128,29 @@ def _widths(group: Group, analysis: Analysis, multiple_of: int) -> tuple[int, ..
     step = multiple_of // math.gcd(multiple_of, channels)
     # Where there are few positions, half the alignment or a quarter of it, which kernels may like.
     step = max(d for d in range(1, step + 1) if step % d == 0 and d <= max(1, group.size // FEWEST))
-    step *= -(-group.size // (step * MOST))
+    most = MOST_TOGETHER if _is_shared(group, analysis) else MOST
+    step *= -(-group.size // (step * most))
     return (*range(step, group.size, step), group.size)
+
+
+def _is_shared(group: Group, analysis: Analysis) -> bool:
+    """Whether some width is a product of this group and another one."""
+    free = {other.atom for other in analysis.groups} - {group.atom}
+    axes = [analysis.tensors[member.tensor][member.dim] for member in group.members]
+    return any(_has_product(axis, group.atom, free) for axis in axes)
+
+
+def _has_product(axis: Axis, atom: Atom, others: Set[Atom]) -> bool:
+    match axis:
+        case Atom():
+            return False
+        case Reordered():
+            return _has_product(axis.axis, atom, others)
+        case Concat(parts=parts):
+            return any(_has_product(part, atom, others) for part in parts)
+        case Product():
+            inside = set(atoms(axis))
+            return atom in inside and not inside.isdisjoint(others)
 
 
 def _multiplicity(axis: Axis, group: Group) -> int:
