@@ -8,6 +8,9 @@ a process boundary.
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 
 def _sentence(part: str) -> str:
     part = part.strip()
@@ -25,6 +28,13 @@ class FxpruneError(Exception):
 
     def __str__(self) -> str:
         return " ".join(_sentence(part) for part in (self.what, self.where, self.fix) if part)
+
+    def within(self, place: str) -> Self:
+        """The same error, met in `place`, such as a layer of the user's model."""
+        error = copy.copy(self)
+        error.where = f"{place}; {self.where}" if self.where else place
+        error.args = (self.what, error.where, *self.args[2:])
+        return error
 
 
 class CaptureError(FxpruneError):

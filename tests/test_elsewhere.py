@@ -60,6 +60,20 @@ def test_a_front_comes_from_another_machine_too(measured):
     assert front[0].share < 0.5
 
 
+def test_a_kernel_that_was_not_measured_there_is_named_with_its_layer(measured):
+    model, x, cache = measured
+    with pytest.raises(fxprune.MeasurementError, match=r"layer \w+.*fxprune table build"):
+        fxprune.optimize(
+            model,
+            "60% latency",
+            (x,),
+            backend="onnxruntime@Orin",
+            multiple_of=3,
+            cache=cache,
+            progress=False,
+        )
+
+
 def test_what_was_not_measured_there_is_named(measured):
     _, _, cache = measured
     other = SmallResNet(32).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 
@@ -49,3 +50,12 @@ def test_errors_survive_being_taken_apart_and_put_together(error: FxpruneError) 
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_an_error_can_be_placed_in_the_model_that_it_was_met_in() -> None:
+    error = BudgetError("Too slow", "kernel conv", "Ask for more", 1.0, 2.0, "s")
+    placed = error.within("layer stem")
+    assert str(placed) == "Too slow. layer stem; kernel conv. Ask for more."
+    assert (placed.floor, placed.unit) == (2.0, "s")
+    assert str(pickle.loads(pickle.dumps(placed))) == str(placed)
+    assert str(error) == "Too slow. kernel conv. Ask for more."

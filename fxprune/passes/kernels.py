@@ -22,6 +22,7 @@ from fxprune.backends.base import Backend
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
 from fxprune.cache import Cache, Key
+from fxprune.errors import FxpruneError
 from fxprune.measure import PROTOCOL, Timing, measure
 from fxprune.passes import stairs
 from fxprune.passes.allocation.widths import Choices
@@ -91,16 +92,19 @@ class _Clock:
     step: Callable[[int, int], None] | None
     known: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, regions: Iterable[Region]) -> None:
-        """Have all of these known."""
-        needed = {region.signature(): region for region in regions}
-        missing = {name: region for name, region in needed.items() if name not in self.known}
+    def measure(self, regions: Iterable[tuple[Region, Layer]]) -> None:
+        """Have all of these known; an error names the layer that a region is for."""
+        needed = {region.signature(): (region, layer) for region, layer in regions}
+        missing = {name: pair for name, pair in needed.items() if name not in self.known}
         total = len(self.known) + len(missing)
-        for name, region in missing.items():
+        for name, (region, layer) in missing.items():
             key = self._key(name)
             kept = self.cache.get(key)
             if kept is None:
-                kept = {"seconds": self._seconds(region)}
+                try:
+                    kept = {"seconds": self._seconds(region)}
+                except FxpruneError as error:
+                    raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
                 self.cache.put(key, kept)
             self.known[name] = float(kept["seconds"])
             if self.step is not None:
@@ -158,7 +162,11 @@ def measure_layers(
             for along, some, steps in zip(coordinates, shares, rounded, strict=True)
         ]
         wanted = [_regions(layer.region, grid) for layer, grid in zip(layers, grids, strict=True)]
-        clock.measure(region for regions in wanted for region in regions)
+        clock.measure(
+            (region, layer)
+            for layer, regions in zip(layers, wanted, strict=True)
+            for region in regions
+        )
         return [
             LayerLatency(layer, grid, clock.read(regions).reshape([*map(len, grid)]), steps)
             for layer, grid, regions, steps in zip(layers, grids, wanted, rounded, strict=True)
@@ -228,22 +236,22 @@ def _find_stairs(
     layers: Sequence[Layer], coordinates: Sequence[Sequence[_Coordinate]], clock: _Clock
 ) -> dict[tuple[object, ...], Stairs]:
     """The stairs along each coordinate by kind of layer, measured on the widest of a kind."""
-    widest: dict[tuple[object, ...], tuple[_Coordinate, int, Region]] = {}
+    widest: dict[tuple[object, ...], tuple[_Coordinate, int, Layer]] = {}
     for layer, along in zip(layers, coordinates, strict=True):
         for place, coordinate in enumerate(along):
             kind = _kind(layer.region, place)
             known = widest.get(kind)
             wider = known is None or known[0].size < coordinate.size
             if coordinate.free and coordinate.stepped and wider:
-                widest[kind] = (coordinate, place, layer.region)
+                widest[kind] = (coordinate, place, layer)
     probed = {
-        kind: (coordinate.unit, _probes(region, place, coordinate))
-        for kind, (coordinate, place, region) in widest.items()
+        kind: _probes(layer.region, place, coordinate)
+        for kind, (coordinate, place, layer) in widest.items()
     }
-    clock.measure(region for _, regions in probed.values() for region in regions)
+    clock.measure((region, widest[kind][2]) for kind, some in probed.items() for region in some)
     return {
-        kind: stairs.fit(clock.read(regions).tolist(), unit)
-        for kind, (unit, regions) in probed.items()
+        kind: stairs.fit(clock.read(regions).tolist(), widest[kind][0].unit)
+        for kind, regions in probed.items()
     }
 
 
