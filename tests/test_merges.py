@@ -208,6 +208,51 @@ def test_a_wrong_merge_is_noticed(monkeypatch):
         verify(module, (images(1),))
 
 
+class Chaotic(nn.Module):
+    """Pairs of layers that become one; each pair magnifies what differs in its input, round-off
+    too, some ten times."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.ModuleList(
+            nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.LayerNorm(12))
+            for _ in range(14)
+        )
+
+    def forward(self, x):
+        for pair in self.pairs:
+            x = torch.sin(20 * pair(x))
+        return x
+
+
+def all_merged(model, x):
+    captured, _, _, merges = analysed(model, x)
+    return without_activations(captured.module, [merge.span for merge in merges])
+
+
+def test_round_off_that_grows_through_the_network_is_no_fault_of_the_merge():
+    torch.manual_seed(0)
+    x = torch.randn(4, 12)
+    module = all_merged(Chaotic().eval(), x)
+    assert len(spans_of(module)) == 14
+    assert verify(module, (x,)) < 1e-12
+
+
+def test_a_wrong_merge_in_such_a_network_is_noticed_right_behind_it(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(4, 12)
+    module = all_merged(Chaotic().eval(), x)
+
+    def wrong(module, spans):
+        result = merge_spans(module, spans)
+        result.get_submodule("pairs.7.0").bias.data[3] += 1e-6
+        return result
+
+    monkeypatch.setattr(verify_merged, "merge_spans", wrong)
+    with pytest.raises(VerificationError, match="at pairs_7_3"):
+        verify(module, (x,))
+
+
 def whole(analysis, importance, sizes, gone):
     return {group.atom: torch.arange(group.size).numpy() for group in analysis.groups}
 

@@ -192,7 +192,7 @@ def _lockstep(
         ):
             want = kept.restrict(want, axes)
             comparison = _compare(node, want, got, axes, kept, floor)
-            _take_round_off(got, want)
+            take_round_off(got, want)
             finite = finite and comparison is not None
             if comparison is not None:
                 comparisons.append(comparison)
@@ -271,7 +271,7 @@ def _compare(
     return _accept(node, _Comparison(node.name, gap / size if size else gap, slimmed, scale))
 
 
-def _take_round_off(found: Tensor, want: Tensor) -> None:
+def take_round_off(found: Tensor, want: Tensor) -> None:
     """Make an accepted result of the slim model what the masked original yielded, bit for bit.
 
     In place, because others may be views of the same memory. An expanded tensor, of which one
