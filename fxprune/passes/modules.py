@@ -7,6 +7,7 @@ widths.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,9 @@ CONTRACTIONS = frozenset(
 )
 # Reductions that have a meaning over any number of positions, as norms written by hand use them.
 REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "std_mean", "amax", "amin"})
+# These also tell where they found it, which is another place after slimming.
+EXTREMES = frozenset({"max", "min"})
+VALUES_OF_EXTREMES = frozenset({(operator.getitem, 0), (getattr, "values")})
 # Operators with numbers of positions in their arguments, each of which has a rewriter.
 CHOOSING = frozenset({"getitem", "slice", "slice_copy", "index", "index_select", "gather"})
 
@@ -138,7 +142,20 @@ def renormalises(modules: Mapping[str, nn.Module], node: fx.Node) -> bool:
 
 def reduces(node: fx.Node) -> bool:
     """Whether `node` is nothing but a reduction over positions."""
-    return _name(node) in REDUCTIONS
+    name = _name(node)
+    return name in REDUCTIONS or (name in EXTREMES and _reads_values_only(node))
+
+
+def _reads_values_only(node: fx.Node) -> bool:
+    """Whether nobody reads at which place `max` or `min` along a dimension found its result."""
+    if not (node.args[1:] or node.kwargs):  # of all places: there is only the value
+        return True
+    if any(isinstance(argument, fx.Node) for argument in (*node.args[1:], *node.kwargs.values())):
+        return False  # of two tensors, or along a dimension that is computed
+    return all(
+        user.op == "call_function" and (user.target, *user.args[1:]) in VALUES_OF_EXTREMES
+        for user in node.users
+    )
 
 
 def chooses(node: fx.Node) -> bool:

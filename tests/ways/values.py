@@ -245,9 +245,26 @@ def maxout() -> Built:
     return between(lambda s, y: y.view(y.shape[0], 4, 2).amax(-1), 8, 4)
 
 
+@way("first.weight[0]")
+def maxout_by_values() -> Built:
+    return between(lambda s, y: y.view(y.shape[0], 4, 2).max(-1).values, 8, 4)
+
+
+@way("first.weight[0]")
+def largest_and_smallest_channel() -> Built:
+    def run(s, y):
+        return y * (torch.max(y, 1, keepdim=True)[0] - y.min(dim=1, keepdim=True)[0]).tanh()
+
+    return between(run)
+
+
 @way("first.weight[0]", frozen={"first.weight[0]": "reduced by max"})
 def maxout_with_indices() -> Built:
-    return between(lambda s, y: y.view(y.shape[0], 4, 2).max(-1).values, 8, 4)
+    def run(s, y):
+        largest, places = y.view(y.shape[0], 4, 2).max(-1)
+        return largest * (1 + places)
+
+    return between(run, 8, 4)
 
 
 @way(frozen={"first.weight[0]": "depend on each other"})

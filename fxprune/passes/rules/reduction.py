@@ -54,7 +54,8 @@ def extremes(op: Op) -> Outputs:
         return broadcast(op)
     dims = op.arg(1, "dim")
     dims = dims if isinstance(dims, (int, list, tuple)) and not isinstance(dims, bool) else None
-    _freeze(op, dims)
+    if not op.renormalises:  # as `statistic`, where only the value is read
+        _freeze(op, dims)
     return _reduced(op, dims, _keepdim(op))
 
 
