@@ -19,7 +19,6 @@ from fxprune.gauges import (
     TabledLatencyGauge,
 )
 from fxprune.passes.allocate import Allocator
-from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.peaks import Peak, binding
 from fxprune.prepare import Prepared
 from fxprune.progress import Tell
@@ -77,13 +76,9 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
     """How a budget, other than one on activations, is predicted and measured on this model."""
     if budget.resource == "latency":
         timed = prepared.timed[budget.backend]
-
-        def tables(choices: Choices) -> Tables:
-            return timed.model(choices).tables
-
         if timed.watch is None:
-            return TabledLatencyGauge(budget, timed.seconds, tables)
-        return LatencyGauge(budget, timed.watch, tables)
+            return TabledLatencyGauge(budget, timed)
+        return LatencyGauge(budget, timed.watch, timed)
     if budget.resource == "macs":
         return MacsGauge(budget, prepared.analysis)
     if budget.resource == "params":
@@ -107,8 +102,7 @@ def _build(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
 def _by_loop(
     prepared: Prepared, slim: Slim, step: Callable[[int, int], None], gauges: Sequence[Gauge]
 ) -> tuple[Allocator, Candidate]:
-    allocator = _build(prepared, gauges)
-    return allocator, close_the_loop(gauges, allocator, slim, step)
+    return close_the_loop(gauges, partial(_build, prepared, gauges), slim, step)
 
 
 def _by_search(

@@ -4,7 +4,8 @@ Tables tell costs up to a factor that depends on the whole network, and is alike
 are alike. So the factor of the latest candidate (at first, of the dense network) is taken for the
 next one, and the solver is asked for that table cost which should come out just under the limit;
 where that lies outside of what is known to be too much and too little, for the middle of the two.
-Solving takes milliseconds; measuring is what costs.
+Where a candidate can be profiled, the tables are put right by it, layer by layer. Solving takes
+milliseconds; measuring is what costs.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class Candidate:
         return self.allocation.solution.value
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Correction:
     """Pairs of (cost by the tables, actual cost) for one budget, the dense network's first."""
 
     limit: float
-    points: list[tuple[float, float]]
+    points: tuple[tuple[float, float], ...]
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
@@ -88,29 +89,32 @@ class _Correction:
 
 
 def close_the_loop(
-    gauges: Sequence[Gauge], allocator: Allocator, slim: Slim, tell: Tell
-) -> Candidate:
+    gauges: Sequence[Gauge], build: Callable[[], Allocator], slim: Slim, tell: Tell
+) -> tuple[Allocator, Candidate]:
     """The most valuable network found that keeps every budget as measured.
+
+    Args:
+        build: sets the problem up from the gauges' tables.
 
     Raises:
         BudgetError: no network within reach keeps them; with the least that can be reached.
     """
-    dense = allocator.dense_costs()
-    corrections = [_Correction(g.limit, [(d, g.dense)]) for d, g in zip(dense, gauges, strict=True)]
+    allocator = build()
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
-    tried: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
+    tried: dict[tuple[tuple[int, ...], tuple[str, ...]], Candidate] = {}
     rounds: list[Round] = []
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
+        corrections = _corrections(gauges, allocator, tuple(tried.values()))
         limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
         allocation = allocator.solve(limits)
         if _key(allocation) in tried:
             allocation = allocator.solve([c.middle() for c in corrections])
         if not allocation.sizes or _key(allocation) in tried:
             break
-        tried.add(_key(allocation))
         candidate = measured(allocation, gauges, slim)
+        tried[_key(allocation)] = candidate
         predicted = tuple(
             c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
         )
@@ -121,14 +125,36 @@ def close_the_loop(
                 best = candidate
             if _uses_enough(candidate, gauges):
                 break
-        for i, correction in enumerate(corrections):
-            correction.points.append((allocation.costs[i], candidate.used[i]))
-            if candidate.used[i] > gauges[i].limit:
+        for i, gauge in enumerate(gauges):
+            if candidate.used[i] > gauge.limit:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
+        learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
+        if any(learnt):
+            allocator = build()
     if best is None:
         best = last_resort(gauges, allocator, slim)
-    return replace(best, rounds=tuple(rounds))
+    return allocator, replace(best, rounds=tuple(rounds))
+
+
+def _corrections(
+    gauges: Sequence[Gauge], allocator: Allocator, tried: Sequence[Candidate]
+) -> list[_Correction]:
+    """What the tables, as they are now, say of every network that was measured."""
+    dense = allocator.dense_costs()
+    told = [
+        [tables.at(c.allocation.solution.assignment) for c in tried] for tables in allocator.costs
+    ]
+    return [
+        _Correction(
+            gauge.limit,
+            (
+                (dense[i], gauge.dense),
+                *((t, c.used[i]) for t, c in zip(told[i], tried, strict=True)),
+            ),
+        )
+        for i, gauge in enumerate(gauges)
+    ]
 
 
 def _key(allocation: Allocation) -> tuple[tuple[int, ...], tuple[str, ...]]:

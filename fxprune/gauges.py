@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import numpy as np
 from torch import fx
@@ -17,6 +16,7 @@ from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.merge import merged
 from fxprune.stopwatch import Stopwatch, Times
+from fxprune.timed import Timed
 
 MOST_TIMES = 3
 """How often a candidate is measured that may or may not lie in the window of its budget."""
@@ -44,6 +44,11 @@ class Gauge(ABC):
     @abstractmethod
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         """What a candidate really uses."""
+
+    def learn(self, allocation: Allocation, used: float) -> bool:
+        """Put the tables right by the candidate that was measured last; whether they changed."""
+        del allocation, used
+        return False
 
 
 class MacsGauge(Gauge):
@@ -143,17 +148,19 @@ class LatencyGauge(Gauge):
     aim = 0.985
     unit = 1e-9
 
-    def __init__(
-        self, budget: Budget, watch: Stopwatch, build: Callable[[Choices], Tables]
-    ) -> None:
+    def __init__(self, budget: Budget, watch: Stopwatch, timed: Timed) -> None:
         self.budget = budget
-        self.dense = self.whole = watch.dense.seconds
+        self.dense = self.whole = timed.seconds
         self.limit = budget.resolve(self.dense)
         self._watch = watch
-        self._build = build
+        self._timed = timed
 
     def tables(self, choices: Choices) -> Tables:
-        return self._build(choices)
+        return self._timed.model(choices).tables
+
+    def learn(self, allocation: Allocation, used: float) -> bool:
+        before, self._timed = self._timed, self._timed.having_seen(allocation, used)
+        return self._timed is not before
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         window = self.lowest * self.limit, self.limit
@@ -185,15 +192,15 @@ class TabledLatencyGauge(Gauge):
 
     unit = 1e-9
 
-    def __init__(self, budget: Budget, dense: float, build: Callable[[Choices], Tables]) -> None:
+    def __init__(self, budget: Budget, timed: Timed) -> None:
         self.budget = budget
-        self.dense = self.whole = dense
+        self.dense = self.whole = timed.seconds
         self.limit = budget.resolve(self.dense)
-        self._build = build
+        self._timed = timed
         self._tables: Tables | None = None
 
     def tables(self, choices: Choices) -> Tables:
-        self._tables = self._build(choices)
+        self._tables = self._timed.model(choices).tables
         return self._tables
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:

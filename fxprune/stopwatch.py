@@ -45,6 +45,7 @@ class Stopwatch:
         engines: the dense network, set up a few times.
         dense: its latency.
         times: what was measured of candidates.
+        latest: the candidate that was measured last, as it is deployed, and an engine of it.
     """
 
     backend: Backend
@@ -53,6 +54,7 @@ class Stopwatch:
     engines: tuple[Engine, ...]
     dense: Measurement
     times: dict[fx.GraphModule, Times] = field(default_factory=dict)
+    latest: tuple[fx.GraphModule, Engine] | None = None
 
     @staticmethod
     def start(
@@ -73,7 +75,7 @@ class Stopwatch:
         found = Times(*measure_networks([self.engines, engines], self.inputs))
         if (before := self.times.get(slim)) is not None:
             found = Times(pooled([before.dense, found.dense]), pooled([before.slim, found.slim]))
-        self.times[slim] = found
+        self.times[slim], self.latest = found, (ready, engines[0])
         return found
 
 

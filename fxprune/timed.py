@@ -15,6 +15,7 @@ from fxprune.backends import Backend, Settings, profiles
 from fxprune.cache import Cache, Key
 from fxprune.elsewhere import unknown
 from fxprune.measure import PROTOCOL
+from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
@@ -23,6 +24,7 @@ from fxprune.passes.kernels import LayerLatency, measure_layers
 from fxprune.passes.latency import LatencyModel, build_latency_model
 from fxprune.passes.layers import Layer
 from fxprune.passes.merges import Merge
+from fxprune.passes.seen import Seen
 from fxprune.progress import Tell
 from fxprune.stopwatch import Stopwatch
 
@@ -99,6 +101,7 @@ class Timed:
         profile: seconds of every node in the dense network, where the backend can tell.
         layers: the table of every layer.
         merges: the tables of spans that may be merged, by name.
+        seen: slim networks that were profiled.
     """
 
     bench: Bench
@@ -109,6 +112,7 @@ class Timed:
     profile: Mapping[str, float] | None
     layers: tuple[LayerLatency, ...]
     merges: Mapping[str, LayerLatency] = field(default_factory=dict)
+    seen: tuple[Seen, ...] = ()
 
     @staticmethod
     def start(
@@ -163,6 +167,22 @@ class Timed:
             if table.at({}) <= SLOWEST * sum(apart[node] for node in merge.span.convolutions)
         }
 
+    def having_seen(self, allocation: Allocation, seconds: float) -> Timed:
+        """The same with what the profile of the network measured last tells, if there is one.
+
+        Args:
+            seconds: what that network takes.
+        """
+        if self.profile is None or self.watch is None or self.watch.latest is None:
+            return self
+        deployed, engine = self.watch.latest
+        profile = self.bench.backend.profile(engine, self.captured.example_inputs)
+        if not profile:
+            return self
+        layers = [table.layer for table in self.layers]
+        found = Seen.of(allocation.sizes, allocation.merged, deployed, profile, seconds, layers)
+        return replace(self, seen=(*self.seen, found))
+
     def model(self, choices: Choices) -> LatencyModel:
         """The latency of the whole network as tables over `choices`."""
         return build_latency_model(
@@ -173,6 +193,7 @@ class Timed:
             self.seconds,
             self.profile,
             self.merges,
+            self.seen,
         )
 
 

@@ -211,14 +211,16 @@ def looped(share, kind=Crooked):
     analysis = infer(captured)
     importance = magnitude(captured.module, analysis)
     gauge = kind(analysis, share)
-    allocator = Allocator.build(
-        analysis, build_ladders(analysis, 1), importance, [gauge.tables], [1.0]
-    )
+
+    def build():
+        ladders = build_ladders(analysis, 1)
+        return Allocator.build(analysis, ladders, importance, [gauge.tables], [1.0])
 
     def make(allocation):
         return slim(captured, analysis, plan_of(allocation.sizes, analysis, importance, {}))
 
-    return close_the_loop([gauge], allocator, make, lambda done, total: None), gauge
+    _, candidate = close_the_loop([gauge], build, make, lambda done, total: None)
+    return candidate, gauge
 
 
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.4])

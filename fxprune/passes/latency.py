@@ -3,7 +3,8 @@
 The tables of the layers (`kernels`) are put right inside the dense network, by its profile where
 the backend has one. What the layers leave of the measured whole network (additions, pooling,
 copies) is shared out by the size of the tensors concerned. Whoever uses the tables corrects them
-against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there.
+against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there. Networks
+that were profiled on the way correct the tables layer by layer (`seen`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
 from fxprune.passes.kernels import LayerLatency
 from fxprune.passes.merges import Merge
+from fxprune.passes.seen import Correction, Seen, between_layers, corrections
 
 Array = NDArray[np.float64]
 
@@ -79,6 +81,7 @@ def build_latency_model(
     dense_seconds: float,
     profile: Mapping[str, float] | None,
     merged: Mapping[str, LayerLatency] = MappingProxyType({}),
+    seen: Sequence[Seen] = (),
 ) -> LatencyModel:
     """Add up the tables of all layers, so that the dense network takes `dense_seconds`.
 
@@ -88,6 +91,7 @@ def build_latency_model(
             the layers, right at the dense widths. What it tells of no node, and without a profile
             what the layers leave of the whole, is shared out by the size of what is between.
         merged: tables of the spans that may be merged, by name.
+        seen: slim networks that were profiled since.
     """
     inside = {name for table in tables for name in table.layer.fused}
     others = _other_tensors(module, analysis, inside)
@@ -103,22 +107,30 @@ def build_latency_model(
         between = dict.fromkeys(elements, 0.0)
         left = dense_seconds - sum(kernels)
     # Copies and reorderings, which the backend puts where it likes.
-    whole = sum(elements.values()) or 1
-    for name, count in elements.items():
-        between[name] += max(left, 0.0) * count / whole
-    known = sum(seconds) + sum(between.values())
+    whole = sum(elements.values())
+    copies = max(left, 0.0) if whole else 0.0
+    known = sum(seconds) + sum(between.values()) + copies
     # The clock of the whole is what counts; profiles and kernels alone run ahead of it or behind.
     pace = dense_seconds / known if known else 1.0
     total = Tables(choices.domains, constant=0.0 if known else dense_seconds)
     scales = [pace * s / k for s, k in zip(seconds, kernels, strict=True)]
+    corrected = corrections(tables, scales, seen)
     for table, scale in zip(tables, scales, strict=True):
         layer = table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
-        total.add_function(widths, partial(_scaled, table, scale), choices.runs.get(layer.node))
+        seconds_of = partial(_scaled, table, scale, corrected.get(layer.node))
+        total.add_function(widths, seconds_of, choices.runs.get(layer.node))
+    shares = {name: copies * count / whole if whole else 0.0 for name, count in elements.items()}
+    apart = between_layers(
+        others,
+        {name: pace * own for name, own in between.items()},
+        {name: pace * share for name, share in shares.items()},
+        seen,
+    )
     for name, tensors in others:
         count = sum(map(_elements, tensors))
         for axes in tensors:
-            share = pace * between[name] / count if count else 0.0
+            share = apart[name] / count if count else 0.0
             widths = [choices.width(axis) for axis in axes]
             total.add_product(widths, share, choices.runs.get(name))
     merges = {}
@@ -135,13 +147,17 @@ def build_latency_model(
         scale = sum(scales[i] * kernels[i] for i in alike) / alone if alone else pace
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
         gate = choices.forms.taken(merge.name)
-        total.add_function(widths, partial(_scaled, table, scale), gate)
+        total.add_function(widths, partial(_scaled, table, scale, None), gate)
         merges[merge.name] = (table, scale)
     return LatencyModel(tuple(zip(tables, scales, strict=True)), merges, total)
 
 
-def _scaled(table: LayerLatency, scale: float, *widths: Any) -> Array:
-    return scale * table(*widths)
+def _scaled(
+    table: LayerLatency, scale: float, correction: Correction | None, *widths: Any
+) -> Array:
+    width_in, width_out, _ = widths
+    more = 1.0 if correction is None else correction(width_in, width_out)
+    return scale * more * table(*widths)
 
 
 def _elements(axes: Sequence[Axis]) -> int:

@@ -1,0 +1,184 @@
+"""Slim networks that were looked into, and what they tell about the tables.
+
+Kernels run at other speeds in a network than alone, and in a narrow network than in a wide one:
+what others leave in the caches, and how soon a kernel's weights are needed again, differ. So a
+layer's table is multiplied with what it was off by in the networks that were profiled, each
+weighted by how near its widths are: a factor of 1 far from all of them, which is where the table
+was put right in the dense network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from fxprune import plain
+from fxprune.axes import Atom, Axis, kept_size
+from fxprune.passes.chains import Span
+from fxprune.passes.kernels import LayerLatency
+from fxprune.passes.layers import Layer
+from fxprune.passes.merge import MERGED
+from fxprune.passes.merges import Merge
+
+Array = NDArray[np.float64]
+Tensors = Sequence[tuple[str, tuple[tuple[Axis, ...], ...]]]
+"""Nodes with the axes of what they yield."""
+
+# Squared distances in octaves of width. Of networks with equal widths, all count alike.
+NEAR = 1e-3
+# The dense network is this far from slim ones even where a layer has its dense widths.
+DENSE = 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A slim network that was profiled, in seconds that add up to what all of it takes.
+
+    Attributes:
+        sizes: how many positions of every group it keeps.
+        kernels: layers, by node, that run as one kernel, and the seconds of that.
+        between: seconds of the other nodes that the profile knows, by name.
+        left: seconds of what belongs to no node.
+        nodes: the names of all its nodes.
+    """
+
+    sizes: Mapping[Atom, int]
+    kernels: tuple[tuple[tuple[str, ...], float], ...]
+    between: Mapping[str, float]
+    left: float
+    nodes: frozenset[str]
+
+    @staticmethod
+    def of(
+        sizes: Mapping[Atom, int],
+        merged: Iterable[Merge],
+        deployed: fx.GraphModule,
+        profile: Mapping[str, float],
+        seconds: float,
+        layers: Sequence[Layer],
+    ) -> Seen:
+        """What the profile of a deployed network says of the layers of the dense one.
+
+        Args:
+            merged: spans that were chosen to be merged; these have tables of their own.
+            deployed: the network after `finalize`.
+            profile: seconds by node of `deployed`, and of what it does besides.
+            seconds: what all of it takes.
+        """
+        pace = seconds / sum(profile.values())
+        place = {str(n.target): n.name for n in deployed.graph.nodes if n.op == "call_module"}
+        alone: dict[str, tuple[str, ...]] = {layer.node: (layer.node,) for layer in layers}
+        recorded = deployed.meta.get(MERGED, [])
+        for span in (plain.from_plain(Span, item, MERGED) for item in recorded):
+            alone |= dict.fromkeys(span.convolutions, ())
+            alone[span.convolutions[0]] = span.convolutions
+        chosen = {name for merge in merged for name in merge.span.convolutions}
+        rest = dict(profile)
+        kernels = []
+        for layer in layers:
+            # A merged layer has the module of its first one, and a name of its own.
+            own = place.get(layer.weight.removesuffix(".weight"), layer.node)
+            taken = sum(rest.pop(name, 0.0) for name in {own, *layer.fused})
+            if taken and alone[layer.node] and layer.node not in chosen:
+                kernels.append((alone[layer.node], pace * taken))
+        nodes = frozenset(node.name for node in deployed.graph.nodes)
+        between = {name: pace * rest.pop(name) for name in nodes & rest.keys()}
+        return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a layer's table is to be multiplied with.
+
+    Attributes:
+        widths: of the layer in the networks that were seen, as binary logarithms [n, 2].
+        factors: what the table was off by there, as logarithms [n].
+        dense: its dense widths [2], in the same way.
+    """
+
+    widths: Array
+    factors: Array
+    dense: Array
+
+    def __call__(self, width_in: Any, width_out: Any) -> Array:
+        """The factor at the given widths (arrays that broadcast)."""
+        there = np.stack(np.broadcast_arrays(*map(_octaves, (width_in, width_out))), axis=-1)
+        weighted, weights = 0.0, 1 / (_apart(there, self.dense) + DENSE)
+        for widths, factor in zip(self.widths, self.factors, strict=True):
+            weight = 1 / (_apart(there, widths) + NEAR)
+            weighted, weights = weighted + weight * factor, weights + weight
+        return np.asarray(np.exp(weighted / weights), dtype=np.float64)
+
+
+def corrections(
+    tables: Sequence[LayerLatency], scales: Sequence[float], seen: Iterable[Seen]
+) -> dict[str, Correction]:
+    """By node, for those layers of which the networks tell something.
+
+    Args:
+        scales: what each table is multiplied with already.
+    """
+    known = {t.layer.node: (t, scale) for t, scale in zip(tables, scales, strict=True)}
+    found: dict[str, list[tuple[Array, float]]] = {}
+    for network in seen:
+        for nodes, seconds in network.kernels:
+            told = sum(known[n][0].at(network.sizes) * known[n][1] for n in nodes)
+            for node in nodes if told else ():
+                widths = _widths(known[node][0].layer, network.sizes)
+                found.setdefault(node, []).append((widths, math.log(seconds / told)))
+    return {
+        node: Correction(
+            np.stack([widths for widths, _ in points]),
+            np.array([factor for _, factor in points]),
+            _widths(known[node][0].layer, {}),
+        )
+        for node, points in found.items()
+    }
+
+
+def between_layers(
+    others: Tensors,
+    between: Mapping[str, float],
+    left: Mapping[str, float],
+    seen: Sequence[Seen],
+) -> dict[str, float]:
+    """Seconds of the nodes between layers in the dense network, as the last network tells them.
+
+    Args:
+        between: by node, of the node itself.
+        left: by node, its share of what belongs to no node.
+    """
+    if not seen:
+        return {name: between[name] + left[name] for name in between}
+    last = seen[-1]
+    stays = {name: _share(tensors, last.sizes) for name, tensors in others}
+    told = sum(left[name] * stays[name] for name in last.nodes & left.keys())
+    more = last.left / told if told else 1.0
+    found = {n: last.between[n] / stays[n] for n in last.between.keys() & stays if stays[n]}
+    return {name: found.get(name, between[name]) + more * left[name] for name in between}
+
+
+def _share(tensors: Sequence[Sequence[Axis]], sizes: Mapping[Atom, int]) -> float:
+    """The share of elements that stay."""
+    dense = sum(math.prod(axis.size for axis in axes) for axes in tensors)
+    slim = sum(math.prod(kept_size(axis, sizes) for axis in axes) for axes in tensors)
+    return slim / dense if dense else 0.0
+
+
+def _widths(layer: Layer, sizes: Mapping[Atom, int]) -> Array:
+    both = [kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs)]
+    return np.asarray(_octaves(np.array(both)), dtype=np.float64)
+
+
+def _octaves(width: Any) -> Array:
+    return np.asarray(np.log2(np.maximum(width, 1)), dtype=np.float64)
+
+
+def _apart(there: Array, widths: Array) -> Array:
+    return np.asarray(((there - widths) ** 2).sum(axis=-1), dtype=np.float64)

@@ -1,0 +1,117 @@
+"""What networks that were profiled tell about the tables."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.backends import Settings
+from fxprune.cache import Cache
+from fxprune.passes import kernels, latency
+from fxprune.passes.merges import without_activations
+from fxprune.passes.seen import Correction, Seen
+from fxprune.passes.slim import slim
+from tests.networks import images, small_resnet
+from tests.properties import plan_of
+from tests.test_latency import FormulaBackend, prepared, seconds_of
+
+
+def in_network(layer, sizes):
+    """Twice the time alone in a wide network, down to the time alone in a narrow one."""
+    region = layer.at(sizes)
+    wide = region.out_width / layer.region.out_width
+    return seconds_of(region) * (1 + wide)
+
+
+def profile_of(layers, sizes):
+    return {
+        **{layer.node: in_network(layer, sizes) for layer in layers},
+        "mean": 4e-6,
+        "[reorder]": 2e-6,
+    }
+
+
+@pytest.fixture
+def setting(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        kernels,
+        "measure",
+        lambda engine, inputs, timing: SimpleNamespace(seconds=seconds_of(engine)),
+    )
+    captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = kernels.measure_layers(
+            layers, choices, FormulaBackend(), Settings(), "cpu", 4, cache
+        )
+    return captured, analysis, layers, choices, tables
+
+
+def deployed(captured, analysis, sizes):
+    kept = {g.name: tuple(range(sizes[g.atom])) for g in analysis.groups}
+    return fxprune.finalize(slim(captured, analysis, plan_of(analysis, kept)), (images(1),))
+
+
+def test_tables_tell_of_a_network_that_was_seen_what_it_took(setting):
+    captured, analysis, layers, choices, tables = setting
+    dense = profile_of(layers, {})
+    options = dict.fromkeys(choices.domains, 1)
+    sizes = {atom: rung.widths[1] for atom, rung in choices.ladders.items()}
+    slim_profile = profile_of(layers, sizes)
+    seen = Seen.of(
+        sizes,
+        (),
+        deployed(captured, analysis, sizes),
+        slim_profile,
+        sum(slim_profile.values()),
+        layers,
+    )
+
+    def told(*networks):
+        model = latency.build_latency_model(
+            captured.module,
+            analysis,
+            choices,
+            tables,
+            sum(dense.values()),
+            dense,
+            seen=networks,
+        )
+        return model.tables.at(options)
+
+    took = sum(slim_profile.values())
+    assert told() > 1.2 * took
+    assert told(seen) == pytest.approx(took, rel=0.01)
+
+
+def test_a_correction_holds_near_the_widths_that_were_seen():
+    there, dense = np.log2([[8.0, 16.0]]), np.log2([64.0, 64.0])
+    correction = Correction(there, np.log([0.5]), dense)
+    assert correction(8, 16) == pytest.approx(0.5, rel=0.01)
+    assert 0.5 < correction(16, 16) < correction(32, 32) < correction(64, 64) < 1
+    assert correction(np.array([8, 64]), np.array([[16], [64]])).shape == (2, 2)
+
+
+def test_layers_that_became_one_kernel_share_what_it_takes():
+    captured, analysis, layers, _ = prepared(
+        nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)),
+        torch.randn(1, 3),
+        1,
+    )
+    sizes = {group.atom: group.size for group in analysis.groups}
+    final = deployed_linear(captured, analysis)
+    names = [node.name for node in final.graph.nodes if node.op == "call_module"]
+    profile = dict.fromkeys(names, 1e-6)
+    seen = Seen.of(sizes, (), final, profile, 2 * sum(profile.values()), layers)
+    assert len(seen.kernels) == 2
+    (first, seconds), (last, _) = seen.kernels
+    assert first == tuple(layer.node for layer in layers[:2])
+    assert last == (layers[2].node,)
+    assert seconds == pytest.approx(2e-6)
+
+
+def deployed_linear(captured, analysis):
+    module = slim(captured, analysis, plan_of(analysis, {}))
+    return fxprune.finalize(without_activations(module, ()), captured.example_inputs)
