@@ -122,7 +122,7 @@ def row(
     return [
         f"{1e3 * beside.seconds:.2f}",
         *(predicted(rounds[0], whole.seconds) if rounds else ("-", "-", "-")),
-        ", ".join(f"{error(later):+.1f} %" for later in rounds[1:]) or "-",
+        ", ".join(f"{off_by(later):+.1f} %" for later in rounds[1:]) or "-",
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
         f"{len(rounds)}",
@@ -137,11 +137,11 @@ def predicted(first: Round, dense: float) -> tuple[str, str, str]:
     return (
         f"{100 * told / dense:.1f} %",
         f"{100 * took / dense:.1f} %",
-        f"{error(first):+.1f} %",
+        f"{off_by(first):+.1f} %",
     )
 
 
-def error(found: Round) -> float:
+def off_by(found: Round) -> float:
     """How far a prediction was off, per cent."""
     return 100 * (found.predicted[0] / found.measured[0] - 1)
 

@@ -61,12 +61,13 @@ def other_convolution(
         lambda: images.Standardised(inputs, outputs),
         lambda: weight_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
         lambda: spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
-        lambda: images.Scaled(inputs, outputs, rng.choice([1, 3]), rng.choice([1, *common])),
+        lambda: images.Scaled(inputs, outputs, 3, rng.choice([1, *common])),
         lambda: images.ChannelsLast(nn.Linear(inputs, outputs)),
     ]
     if common:
         groups = rng.choice(common)
         kinds.append(lambda: images.Functional(inputs, outputs, 3, groups, bias))
+        kinds.append(lambda: images.Turned(inputs, outputs, 3, groups, bias))
     if height <= 4:
         kinds += [lambda: nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=bias)] * 2
     if height <= 4 and common:

@@ -85,6 +85,8 @@ def recurrent(rng: random.Random, shape: Shape) -> nn.Module:
 
 @row(2, weight=0.5)
 def numbered(rng: random.Random, shape: Shape) -> nn.Module:
+    if rng.random() < 0.4:
+        return plain.Bagged(*shape, rng.choice(["sum", "mean", "max"]))
     return plain.Numbered(*shape)
 
 

@@ -6,8 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxprune.errors import CaptureError, InputError
-from fxprune.passes.capture import capture
+from fxprune.passes.capture import Captured, capture
 from fxprune.passes.export import capture_by_export
+from fxprune.passes.infer import infer
+from fxprune.passes.slim import slim
+from fxprune.passes.verify import verify
+from tests.blocks.sequences import Attention
+from tests.properties import plan_of
 
 
 class Residual(nn.Module):
@@ -225,3 +230,15 @@ def test_one_tensor_given_for_two_arguments_stands_for_both():
     module, inputs = capture_by_export(Two(), (x, x), {})
     assert len(inputs) == 2
     assert module(x, y).tolist() == [[9.0], [13.0]]
+
+
+def test_an_exported_attention_runs_at_other_widths_of_queries_and_values():
+    """Its kernel is another one then, whose result a view that was exported would not fit."""
+    model = Attention(8, 2, 4, "separate", "sdpa", 3).eval()
+    x = torch.randn(2, 3, 8)
+    module, inputs = capture_by_export(model, (x,), {})
+    captured = Captured(module, inputs, "torch.export")
+    analysis = infer(captured)
+    keys = next(g for g in analysis.groups if g.size == 4)
+    plan = plan_of(analysis, {keys.name: (0, 2, 3)})
+    assert verify(captured, analysis, plan, slim(captured, analysis, plan)).max_error < 1e-12

@@ -89,6 +89,7 @@ def capture_by_export(
         if is_assertion or (node.op == "placeholder" and not node.users):
             graph.erase_node(node)
     raise_modules(root, graph)
+    _raise_views(graph)
     module = fx.GraphModule(root, graph, type(model).__name__)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -211,6 +212,16 @@ def _plain(value: Any) -> Any:
         f"the model returns a {type(value).__name__}",
         fix="Wrap it so that forward returns tensors, tuples, lists or dicts",
     )
+
+
+def _raise_views(graph: fx.Graph) -> None:
+    """Views that a `reshape` became go back: at other widths a kernel may lay its result out anew.
+
+    Where a view is possible, `reshape` gives one.
+    """
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def raise_modules(root: nn.Module, graph: fx.Graph) -> None:

@@ -82,6 +82,14 @@ class Functional(nn.Module):
         return F.conv2d(x, self.weight, self.bias, padding=self.padding, groups=self.groups)
 
 
+class Turned(Functional):
+    """The same with its kernel turned by quarters (Cohen and Welling 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.rot90(self.weight, self.groups, (2, 3))
+        return F.conv2d(x, weight, self.bias, padding=self.padding, groups=self.groups)
+
+
 class Mixing(nn.Module):
     """A 1x1 convolution written as an einsum or a matmul."""
 

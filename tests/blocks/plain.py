@@ -288,6 +288,18 @@ class Numbered(nn.Module):
         return x + self.table(torch.arange(x.shape[1]))
 
 
+class Bagged(nn.Module):
+    """The sum of two learned vectors, or the larger of their entries, added for each place."""
+
+    def __init__(self, places: int, channels: int, mode: str):
+        super().__init__()
+        self.table = nn.EmbeddingBag(places + 1, channels, mode=mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        return x + self.table(torch.stack([places, places + 1], 1))
+
+
 class Symmetric(nn.Module):
     """A parametrization: the upper half of a matrix, mirrored."""
 
