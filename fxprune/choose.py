@@ -78,7 +78,7 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
         timed = prepared.timed[budget.backend]
         if timed.watch is None:
             return TabledLatencyGauge(budget, timed)
-        return LatencyGauge(budget, timed.watch, timed)
+        return LatencyGauge(budget, timed)
     if budget.resource == "macs":
         return MacsGauge(budget, prepared.analysis)
     if budget.resource == "params":

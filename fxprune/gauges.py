@@ -15,7 +15,7 @@ from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis, named_tensors
 from fxprune.passes.merge import merged
-from fxprune.stopwatch import Stopwatch, Times
+from fxprune.stopwatch import Times
 from fxprune.timed import Timed
 
 MOST_TIMES = 3
@@ -148,11 +148,12 @@ class LatencyGauge(Gauge):
     aim = 0.985
     unit = 1e-9
 
-    def __init__(self, budget: Budget, watch: Stopwatch, timed: Timed) -> None:
+    def __init__(self, budget: Budget, timed: Timed) -> None:
+        assert timed.watch is not None, "nothing can be measured elsewhere"
         self.budget = budget
         self.dense = self.whole = timed.seconds
         self.limit = budget.resolve(self.dense)
-        self._watch = watch
+        self._watch = timed.watch
         self._timed = timed
 
     def tables(self, choices: Choices) -> Tables:

@@ -13,7 +13,6 @@ from fxprune.axes import (
     Product,
     Reason,
     Reordered,
-    Unifier,
     atoms,
     concat,
     counted,
@@ -23,6 +22,7 @@ from fxprune.axes import (
     project,
     reordered,
 )
+from fxprune.unifier import Unifier
 
 WHY = Reason("test", "node", "a test")
 

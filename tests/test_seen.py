@@ -11,7 +11,6 @@ import fxprune
 from fxprune.backends import Settings
 from fxprune.cache import Cache
 from fxprune.passes import kernels, latency
-from fxprune.passes.merges import without_activations
 from fxprune.passes.seen import Correction, Seen
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
@@ -101,7 +100,8 @@ def test_layers_that_became_one_kernel_share_what_it_takes():
         1,
     )
     sizes = {group.atom: group.size for group in analysis.groups}
-    final = deployed_linear(captured, analysis)
+    module = slim(captured, analysis, plan_of(analysis, {}))
+    final = fxprune.finalize(module, captured.example_inputs)
     names = [node.name for node in final.graph.nodes if node.op == "call_module"]
     profile = dict.fromkeys(names, 1e-6)
     seen = Seen.of(sizes, (), final, profile, 2 * sum(profile.values()), layers)
@@ -110,8 +110,3 @@ def test_layers_that_became_one_kernel_share_what_it_takes():
     assert first == tuple(layer.node for layer in layers[:2])
     assert last == (layers[2].node,)
     assert seconds == pytest.approx(2e-6)
-
-
-def deployed_linear(captured, analysis):
-    module = slim(captured, analysis, plan_of(analysis, {}))
-    return fxprune.finalize(without_activations(module, ()), captured.example_inputs)

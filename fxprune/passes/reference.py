@@ -44,7 +44,7 @@ class MaskedInterpreter(fx.Interpreter):
         self._analysis = analysis
         self._kept = kept
         self._zeroed = {block.addition: block.branch for block in dropped}
-        self._flowing = _following_inputs(module.graph)
+        self._flowing = following_inputs(module.graph)
         self._last_use = {u: n for n in module.graph.nodes for u in n.all_input_nodes}
 
     def step(self, node: fx.Node) -> Any:
@@ -182,7 +182,7 @@ class MaskedInterpreter(fx.Interpreter):
         return present
 
 
-def _following_inputs(graph: fx.Graph) -> frozenset[fx.Node]:
+def following_inputs(graph: fx.Graph) -> frozenset[fx.Node]:
     """Nodes that depend on an input of the model."""
     following: set[fx.Node] = set()
     for node in graph.nodes:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.axes import Axes, Reason, Unifier, atoms
+from fxprune.axes import Axes, Reason, atoms
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.indices import Indices, written_by
 from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
+from fxprune.unifier import Unifier
 
 # Operators that change the dimensions of the tensor they are called on.
 REARRANGING = frozenset(

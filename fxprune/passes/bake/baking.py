@@ -15,7 +15,6 @@ from fxprune.passes.bake.computed import (
     Made,
     Parametrized,
     computed_weights,
-    tensor_at,
     value_of,
 )
 from fxprune.passes.bake.hooked import kept_by, norm_of
@@ -24,6 +23,7 @@ from fxprune.passes.capture import Baked, Captured, buffers_restored, call_quiet
 from fxprune.passes.differences import first_difference
 from fxprune.passes.glue.module import GluedModule
 from fxprune.passes.infer import Analysis, infer
+from fxprune.passes.linear.nodes import tensor_at
 
 Places = Mapping[Computed, frozenset[int]]
 

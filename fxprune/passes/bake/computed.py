@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.passes.bake.hooked import norm_of, norms_of, weight_by
 from fxprune.passes.constants import operation
+from fxprune.passes.linear.nodes import tensor_at
 from fxprune.passes.modules import CONTRACTIONS
+from fxprune.passes.reference import following_inputs
 from fxprune.passes.trace import is_opaque
 
 # Operators with a weight, whatever they call it.
@@ -38,8 +40,8 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Parametrized:
-    """A weight that a layer computes by itself, in a parametrization.
+class _InLayer:
+    """A weight that a layer computes by itself.
 
     Attributes:
         path: of the layer.
@@ -55,17 +57,12 @@ class Parametrized:
         return f"{self.path}.{self.leaf}" if self.path else self.leaf
 
 
-@dataclass(frozen=True)
-class Hooked:
-    """A weight that a hook of a layer computes; attributes as those of `Parametrized`."""
+class Parametrized(_InLayer):
+    """It does so in a parametrization."""
 
-    path: str
-    leaf: str
 
-    @property
-    def name(self) -> str:
-        """The qualified name of the weight."""
-        return f"{self.path}.{self.leaf}" if self.path else self.leaf
+class Hooked(_InLayer):
+    """It does so in a hook, as `torch.nn.utils` used to."""
 
 
 Computed = Made | Parametrized | Hooked
@@ -74,7 +71,7 @@ Computed = Made | Parametrized | Hooked
 def computed_weights(module: fx.GraphModule) -> tuple[Computed, ...]:
     """Every weight of a parametric operator that is computed from parameters, each once."""
     found: dict[Computed, None] = dict.fromkeys(_inside_layers(module))
-    flowing = _flowing(module.graph)
+    flowing = following_inputs(module.graph)
     submodules = dict(module.named_modules())
     for node in module.graph.nodes:
         if node not in flowing or operation(node) not in PARAMETRIC:
@@ -107,12 +104,6 @@ def value_of(module: fx.GraphModule, weight: Computed) -> Tensor | None:
     return value.detach().clone()
 
 
-def tensor_at(module: nn.Module, name: str) -> Any:
-    """What `module` holds under a qualified name."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
-
-
 def _inside_layers(module: fx.GraphModule) -> Iterator[Parametrized | Hooked]:
     called = {
         module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"
@@ -127,15 +118,6 @@ def _inside_layers(module: fx.GraphModule) -> Iterator[Parametrized | Hooked]:
             for leaf, computing in held.items():
                 if any(True for _ in computing.parameters()):
                     yield Parametrized(path, leaf)
-
-
-def _flowing(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that depend on an input of the model."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op in ("placeholder", "output") or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _unturned(node: fx.Node) -> fx.Node:

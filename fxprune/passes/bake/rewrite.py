@@ -10,11 +10,12 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from fxprune.passes.bake import hooked
-from fxprune.passes.bake.computed import Computed, Hooked, Made, Parametrized, tensor_at
+from fxprune.passes.bake.computed import Computed, Hooked, Made, Parametrized
 from fxprune.passes.capture import Baked, Captured
 from fxprune.passes.export import module_path
 from fxprune.passes.infer import named_tensors
 from fxprune.passes.linear.editing import erase
+from fxprune.passes.linear.nodes import tensor_at
 from fxprune.passes.order import put_in_order_of
 
 # What a parametrization calls the tensors that `weight` is computed from.

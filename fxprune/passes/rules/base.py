@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
-from fxprune.axes import ONE, Axes, Axis, Positions, Reason, Unifier
+from fxprune.axes import ONE, Axes, Axis, Positions, Reason
 from fxprune.passes.indices import Indices
+from fxprune.unifier import Unifier
 
 Outputs = Axes | list[Axes]
 Rule = Callable[["Op"], Outputs]
