@@ -4,11 +4,11 @@
     python -m benchmarks.latency_budget resnet50 --budgets 60 --backends onnxruntime
 
 For each row a network is slimmed to a share of its latency by magnitude. *Predicted* is what the
-tables said of the first candidate, before anything was measured but the dense network; *first* is
-what that candidate then took; *later errors* are those of the tables after each candidate was
-profiled; *measured* is the slim model that was returned, compiled afresh and measured in turn with
-the dense one. All are shares of the dense latency. Rows that the file has already are not run
-again, so a run that was interrupted is taken up by the same command.
+tables alone said of the first candidate, when nothing was measured but the dense network; *first*
+is what that candidate then took; *later errors* are those of the tables after one candidate was
+profiled, after two, and so on; *measured* is the slim model that was returned, compiled afresh and
+measured in turn with the dense one. All are shares of the dense latency. Rows that the file has
+already are not run again, so a run that was interrupted is taken up by the same command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.measure import pooled, ratio
 from fxprune.report import Round
-from fxprune.stopwatch import ENGINES, measure_networks
+from fxprune.stopwatch import compiled, measure_networks
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
@@ -82,7 +82,7 @@ def slim_to(network: str, backend: Backend, budgets: Sequence[int], table: Writt
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
     inputs = (torch.randn(1, 3, 224, 224),)
-    dense = [backend.compile(model, inputs, Settings()) for _ in range(ENGINES)]
+    dense = compiled(backend, Settings(), model, inputs)
     for budget in budgets:
         table.add(network, backend.name, f"{budget} %", *row(model, inputs, dense, backend, budget))
 
@@ -110,7 +110,7 @@ def row(
     rounds = fxprune.report(slim).rounds
     whole = fxprune.report(slim).dense.latency
     assert whole is not None
-    engines = [fxprune.compile(slim, inputs, backend, Settings()) for _ in range(ENGINES)]
+    engines = compiled(backend, Settings(), fxprune.finalize(slim, inputs), inputs)
     again, beside = measure_networks([engines, dense], inputs)
     for _ in range(MOST_TIMES - 1):
         share = ratio(again, beside)
@@ -148,25 +148,26 @@ def off_by(found: Round) -> float:
 
 def summary(table: WrittenTable) -> str:
     """How good the first predictions were, and whether every budget was kept."""
-    errors, later = (
-        [
-            abs(float(e.split()[0]))
-            for cell in table.column(name)
-            if cell != "-"
-            for e in cell.split(",")
-        ]
-        for name in ("error", "later errors")
+    alone, rounds = (
+        [[abs(float(e.split()[0])) for e in cell.split(",")] for cell in column if cell != "-"]
+        for column in (table.column("error"), table.column("later errors"))
     )
+    errors = {
+        "the tables alone": [first for first, *_ in alone],
+        "the tables put right by the profile of one slim network": [first for first, *_ in rounds],
+        "the tables put right by more": [error for _, *more in rounds for error in more],
+    }
     verdicts = table.column("in window")
     refused = sum(verdict.startswith("refused") for verdict in verdicts)
-    if not errors:
-        return f"{len(verdicts)} rows, {refused} of them refused."
+    off = "; ".join(
+        f"{name} by {np.median(each):.1f} % in the median of {len(each)} candidates, "
+        f"{np.quantile(each, 0.9):.1f} % at the 90th percentile"
+        for name, each in errors.items()
+        if each
+    )
     return (
         f"{len(verdicts)} rows: {verdicts.count('yes')} in the window of {100 * LOWEST:.0f} to "
-        f"100 % of the budget, {verdicts.count('no')} outside, {refused} refused. The first "
-        f"prediction was off by {np.median(errors):.1f} % in the median, "
-        f"{np.quantile(errors, 0.9):.1f} % at the 90th percentile; later ones by "
-        f"{np.median(later or [0]):.1f} % and {np.quantile(later or [0], 0.9):.1f} %. "
+        f"100 % of the budget, {verdicts.count('no')} outside, {refused} refused. Off were {off}. "
         f"{sum(float(cell) for cell in table.column('seconds')) / 60:.0f} minutes."
     )
 

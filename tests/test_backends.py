@@ -475,8 +475,11 @@ def test_a_profile_knows_the_kernels_that_hardswish_is_made_of() -> None:
     assert {key for key in seconds if "Reorder" not in key} == {"_0", "_1"}
 
 
-def test_a_region_in_a_network_is_told_apart_from_the_changes_of_layout_around_it() -> None:
-    backend = get_backend("onnxruntime")
+@every_onnx_backend
+def test_a_region_in_a_network_is_told_apart_from_the_changes_of_layout_around_it(
+    name: str,
+) -> None:
+    backend = needs(name)
     region = Region("conv", 1, 64, 64, spatial=(14, 14), kernel=(1, 1), residual=True)
     inside = backend.region_seconds(region)
     assert inside is not None

@@ -280,6 +280,17 @@ def test_corners_stand_on_different_treads():
     blurred = stairs.Stairs(
         8, (0.0, 8.0, 0.0, 8.0, 11.7, 13.5, 2.7317073170731736, 10.731707317073157)
     )
-    coordinate = kernels._Coordinate(size=24, unit=8, free=True, stepped=True)
+    coordinate = kernels._Coordinate(size=24, least=8, unit=8, free=True, stepped=True)
     assert blurred(16) - blurred(8) < 1e-9
     assert coordinate.corners((0.33, 0.67, 1.0), blurred) == (16, 24)
+
+
+def test_a_layer_is_measured_at_the_narrowest_width_that_it_may_have(formula, tmp_path):
+    """With few channels that is less than one step; a line from wider ones leads anywhere."""
+    model = nn.Sequential(nn.Conv2d(3, 24, 1), nn.Conv2d(24, 2, 1))
+    _, _, layers, choices = prepared(model, images(1), multiple_of=16)
+    (ladder,) = (ladder for ladder in choices.ladders.values() if ladder.group.size == 24)
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        first, _ = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 16, cache)
+    assert ladder.widths[0] == 4
+    assert first.corners[1][0] == 4

@@ -5,7 +5,7 @@ https://docs.openvino.ai/2026/api/api_reference.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
@@ -23,6 +23,8 @@ from fxprune.files import atomic_path
 
 PROFILE_ROUNDS = 4
 PROFILE_WARM_UP = 2
+REGION_ROUNDS = 3
+REGION_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,24 @@ class OpenVinoBackend(Backend):
             lambda: self._engine(data, settings, signature),
         )
 
+    def region_seconds(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> float:
+        """Seconds of the region's own kernels, by the counters of a network with nothing else.
+
+        Alone, a region turns its input into the layout that its kernel reads and its result back,
+        which takes longer than many a kernel, and which a network does once for all of its layers.
+        """
+        engine = self.compile_region(region, settings, device)
+        assert isinstance(engine, OpenVinoEngine)
+        arrays = engine.arrays(region.inputs(device))
+        seconds: dict[str, list[float]] = {}
+        for _ in range(REGION_ROUNDS):
+            compiled = _compiled(engine.model, engine.settings, profiled=True)
+            for kernel, mean in _kernel_means(compiled, arrays, REGION_RUNS, {"Reorder"}).items():
+                seconds.setdefault(kernel, []).append(mean)
+        return sum(map(typical, seconds.values()))
+
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
 
@@ -122,7 +142,8 @@ class OpenVinoBackend(Backend):
         seconds: dict[str, list[float]] = {}
         for _ in range(PROFILE_ROUNDS):
             compiled = _compiled(engine.model, engine.settings, profiled=True)
-            for kernel, mean in _kernel_means(compiled, engine.arrays(inputs)).items():
+            runs = PROFILED_RUNS // PROFILE_ROUNDS
+            for kernel, mean in _kernel_means(compiled, engine.arrays(inputs), runs).items():
                 seconds.setdefault(kernel, []).append(mean)
         by_origin = onnx_model.nodes_by_kernel(engine.model)
         nodes = {
@@ -134,20 +155,29 @@ class OpenVinoBackend(Backend):
         return by_node(seconds, nodes)
 
 
-def _kernel_means(compiled: Any, arrays: list[Any]) -> dict[str, float]:
-    """Mean seconds of each kernel over some runs after warming up.
+def _kernel_means(
+    compiled: Any, arrays: list[Any], runs: int, without: Set[str] = frozenset()
+) -> dict[str, float]:
+    """Mean seconds of each kernel over so many runs after warming up.
 
     OpenVINO tells the average over all runs so far, so that of the warm-up is taken off.
+
+    Args:
+        without: types of kernels to leave out.
     """
     request = compiled.create_infer_request()
     totals: list[dict[str, float]] = []
     done = 0
-    for runs in (PROFILE_WARM_UP, PROFILED_RUNS // PROFILE_ROUNDS):
-        for _ in range(runs):
+    for more in (PROFILE_WARM_UP, runs):
+        for _ in range(more):
             request.infer(arrays)
-        done += runs
+        done += more
         totals.append(
-            {k.node_name: k.real_time.total_seconds() * done for k in request.profiling_info}
+            {
+                kernel.node_name: kernel.real_time.total_seconds() * done
+                for kernel in request.profiling_info
+                if kernel.node_type not in without
+            }
         )
     before, after = totals
     means = {name: (after[name] - before[name]) / runs for name in after}

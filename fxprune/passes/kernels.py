@@ -182,12 +182,14 @@ class _Coordinate:
 
     Attributes:
         size: in the dense network.
+        least: the smallest that slimming may make it.
         unit: what slimming changes it by.
         free: whether slimming may change it.
         stepped: whether it counts channels that a kernel may take in blocks.
     """
 
     size: int
+    least: int
     unit: int
     free: bool
     stepped: bool
@@ -199,7 +201,8 @@ class _Coordinate:
         step = rounded.step if rounded.step < self.size else self.unit
         aligned = {max(1, round(self.size * share / step)) * step for share in shares}
         kept = [self.size]
-        for value in sorted({step, *aligned} - {self.size}, reverse=True):
+        # Layers with few channels may become narrower than one step.
+        for value in sorted({min(step, self.least), step, *aligned}, reverse=True):
             # Two values on one tread cost the same, and tell nothing of the slope but noise.
             if value < self.size and rounded(value) <= rounded(kept[-1]) - self.unit / 2:
                 kept.append(value)
@@ -209,17 +212,25 @@ class _Coordinate:
 def _coordinates_of(layer: Layer, choices: Choices, multiple_of: int) -> tuple[_Coordinate, ...]:
     region = layer.region
     reads, writes = choices.is_free(layer.inputs), choices.is_free(layer.outputs)
+    least_in, least_out = choices.least(layer.inputs), choices.least(layer.outputs)
     if region.groups == 1:
         return (
-            _Coordinate(region.in_width, multiple_of, reads, True),
-            _Coordinate(region.out_width, multiple_of, writes, True),
+            _Coordinate(region.in_width, least_in, multiple_of, reads, True),
+            _Coordinate(region.out_width, least_out, multiple_of, writes, True),
         )
-    depthwise = region.groups == region.in_width == region.out_width
     free = reads or writes
+    if region.groups == region.in_width == region.out_width:
+        groups = _Coordinate(region.groups, least_in, multiple_of, free, True)
+    else:
+        groups = _Coordinate(region.groups, 1, 1, free, False)
     inside = (region.in_width // region.groups, region.out_width // region.groups)
+    units = (max(1, width // 4) for width in inside)
     return (
-        _Coordinate(region.groups, multiple_of if depthwise else 1, free, depthwise),
-        *(_Coordinate(width, max(1, width // 4), free and width > 1, False) for width in inside),
+        groups,
+        *(
+            _Coordinate(width, unit, unit, free and width > 1, False)
+            for width, unit in zip(inside, units, strict=True)
+        ),
     )
 
 

@@ -96,6 +96,10 @@ class Choices:
         """Whether the width of `axis` may change."""
         return any(len(ladder.widths) > 1 for ladder in self.live(axis))
 
+    def least(self, axis: Axis) -> int:
+        """The smallest width that `axis` may have."""
+        return kept_size(axis, {ladder.group.atom: ladder.widths[0] for ladder in self.live(axis)})
+
     def is_sum(self, axis: Axis) -> bool:
         """Whether the width of `axis` is the sum of several groups'."""
         return len(self.live(axis)) > 1 and _linear(axis, self.ladders) is not None
