@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Positions = NDArray[np.int64]
+Numbers = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def kept_size(axis: Axis, sizes: Mapping[Atom, int]) -> int:
             return kept_size(axis.axis, sizes)
 
 
-def in_order(axis: Reordered, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def in_order(axis: Reordered, values: Numbers) -> Numbers:
     """`values`, one for each position of `axis`, in the order that its positions had."""
     found = np.empty_like(values)
     found[np.asarray(axis.order)] = values

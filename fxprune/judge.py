@@ -87,9 +87,9 @@ def by_guess(
         layers: its layers.
     """
     errors = expected_errors(module, [merge.span for merge in merges])
-    total = sum(float(saliency.sum()) for saliency in importance.weights.values())
+    total = importance.total
     worth = {
-        layer.node: float(importance.weights[layer.weight].sum()) * TOTAL / total
+        layer.node: float(importance.weights[layer.weight].sum(dtype=np.float64)) * TOTAL / total
         for layer in layers
         if total and layer.weight in importance.weights
     }

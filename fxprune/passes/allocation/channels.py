@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.axes import Atom, Positions, atoms, kept_positions, project
-from fxprune.passes.importance import Importance
+from fxprune.passes.importance import Importance, Saliency
 from fxprune.passes.infer import Analysis
 
 Array = NDArray[np.float64]
@@ -60,7 +60,7 @@ def refined(
     weights = {name: s for name, s in importance.weights.items() if name not in gone}
     free = [g.atom for g in analysis.groups if sizes[g.atom] < g.size]
     touched = {atom: _touched(analysis, weights, atom) for atom in free}
-    least = LEAST_GAIN * sum(float(saliency.sum()) for saliency in weights.values())
+    least = LEAST_GAIN * sum(float(saliency.sum(dtype=np.float64)) for saliency in weights.values())
     for _ in range(MOST_SWEEPS):
         improved = False
         for atom in free:
@@ -81,7 +81,9 @@ def worth(analysis: Analysis, importance: Importance, kept: Mapping[Atom, Positi
     return _worth(analysis, importance.weights, kept)
 
 
-def _touched(analysis: Analysis, weights: Mapping[str, Array], atom: Atom) -> dict[str, Array]:
+def _touched(
+    analysis: Analysis, weights: Mapping[str, Saliency], atom: Atom
+) -> dict[str, Saliency]:
     """The weights whose worth depends on `atom`."""
     return {
         name: saliency
@@ -91,16 +93,16 @@ def _touched(analysis: Analysis, weights: Mapping[str, Array], atom: Atom) -> di
 
 
 def _worth(
-    analysis: Analysis, weights: Mapping[str, Array], kept: Mapping[Atom, Positions]
+    analysis: Analysis, weights: Mapping[str, Saliency], kept: Mapping[Atom, Positions]
 ) -> float:
     total = 0.0
     for name, saliency in weights.items():
         rows, columns = (kept_positions(axis, kept) for axis in analysis.tensors[name][:2])
-        total += float(saliency[np.ix_(rows, columns)].sum())
+        total += float(saliency[np.ix_(rows, columns)].sum(dtype=np.float64))
     return total
 
 
-def _gains(analysis: Analysis, weights: Mapping[str, Array], kept: Kept, atom: Atom) -> Array:
+def _gains(analysis: Analysis, weights: Mapping[str, Saliency], kept: Kept, atom: Atom) -> Array:
     """What each position of `atom` is worth beside what stays.
 
     Where both sides of a weight are made of `atom`, one side is taken as it is now.
@@ -113,7 +115,7 @@ def _gains(analysis: Analysis, weights: Mapping[str, Array], kept: Kept, atom: A
             if atom not in set(atoms(axis)):
                 continue
             across = kept_positions(axes[1 - dim], kept)
-            line = saliency.take(across, axis=1 - dim).sum(axis=1 - dim)
+            line = saliency.take(across, axis=1 - dim).sum(axis=1 - dim, dtype=np.float64)
             beside = np.zeros_like(line)
             places = kept_positions(axis, others)
             beside[places] = line[places]

@@ -15,6 +15,7 @@ from fxprune.axes import (
     Atom,
     Axis,
     Concat,
+    Numbers,
     Reordered,
     atoms,
     counted,
@@ -38,15 +39,15 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
     A layer whose channels are a concatenation of several groups would tie all of these to its other
     side; half of the worth is counted on either side alone instead.
     """
-    total = sum(float(s.sum()) for s in importance.weights.values())
+    total = importance.total
     tables = Tables(choices.domains)
     for name, saliency in importance.weights.items():
         rows, columns = analysis.tensors[name][:2]
         gate = choices.stays.get(name)
-        share = saliency * (TOTAL / total) if total else saliency
+        share = saliency * np.float32(TOTAL / total) if total else saliency
         if _is_wide(rows, choices) or _is_wide(columns, choices):
             for dim, axis in enumerate((rows, columns)):
-                half = share.sum(axis=1 - dim)[:, None] / 2
+                half = share.sum(axis=1 - dim, dtype=np.float64)[:, None] / 2
                 _add(tables, half, (axis,), importance, choices, gate)
         else:
             _add(tables, share, (rows, columns), importance, choices, gate)
@@ -64,7 +65,7 @@ def _is_wide(axis: Axis, choices: Choices) -> bool:
 
 def _add(
     tables: Tables,
-    saliency: Array,
+    saliency: Numbers,
     axes: Sequence[Axis],
     importance: Importance,
     choices: Choices,
@@ -91,7 +92,7 @@ def _add(
     if not fits(shape):
         if len(axes) == 2:
             for dim in (0, 1):
-                half = saliency.sum(axis=1 - dim)[:, None] / 2
+                half = saliency.sum(axis=1 - dim, dtype=np.float64)[:, None] / 2
                 _add(tables, half, axes[dim : dim + 1], importance, choices, gate)
         return
     per_axis = [_levels(axis, live, importance, choices) for axis in axes]
@@ -110,7 +111,7 @@ def _add(
 
 def _add_alike(
     tables: Tables,
-    saliency: Array,
+    saliency: Numbers,
     axis: Concat,
     importance: Importance,
     choices: Choices,

@@ -21,6 +21,8 @@ from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import find_layers
 
 Array = NDArray[np.float64]
+Saliency = NDArray[np.float32]
+"""One number for every weight of a model: as many bytes as the model itself, not twice as many."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,14 @@ class Importance:
         scores: the number that each position was ordered by.
     """
 
-    weights: Mapping[str, Array]
+    weights: Mapping[str, Saliency]
     order: Mapping[Atom, NDArray[np.int64]]
     scores: Mapping[Atom, Array]
+
+    @property
+    def total(self) -> float:
+        """The saliency of all weights."""
+        return sum(float(saliency.sum(dtype=np.float64)) for saliency in self.weights.values())
 
 
 def judged(module: fx.GraphModule, analysis: Analysis) -> tuple[str, ...]:
@@ -52,7 +59,7 @@ def judged(module: fx.GraphModule, analysis: Analysis) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*layers, *others)))
 
 
-def coupled_scores(elements: Mapping[str, Array], analysis: Analysis) -> dict[Atom, Array]:
+def coupled_scores(elements: Mapping[str, Saliency], analysis: Analysis) -> dict[Atom, Array]:
     """Absolute sum, per position of every group, of the contributions of all coupled elements.
 
     Args:
@@ -63,20 +70,21 @@ def coupled_scores(elements: Mapping[str, Array], analysis: Analysis) -> dict[At
     for name, values in elements.items():
         for dim, axis in zip(range(values.ndim), analysis.tensors[name], strict=False):
             others = tuple(d for d in range(values.ndim) if d != dim)
-            for atom, part in project(axis, values.sum(axis=others)).items():
+            along = values.sum(axis=others, dtype=np.float64)
+            for atom, part in project(axis, along).items():
                 if atom in totals:
                     totals[atom] = totals[atom] + part
     return {atom: np.abs(total) for atom, total in totals.items()}
 
 
-def over_places(values: Tensor) -> Array:
-    """`values` of a parameter, summed over all dimensions but the first two, in float64."""
+def over_places(values: Tensor) -> Saliency:
+    """`values` of a parameter, summed over all dimensions but the first two."""
     if values.dim() > 2:
         values = values.flatten(2).sum(2, dtype=torch.float64)
-    return np.asarray(values.double().cpu().numpy())
+    return np.asarray(values.float().cpu().numpy())
 
 
-def by_score(weights: Mapping[str, Array], scores: Mapping[Atom, Array]) -> Importance:
+def by_score(weights: Mapping[str, Saliency], scores: Mapping[Atom, Array]) -> Importance:
     """Positions by falling score; equal ones by index, so that plans are reproducible."""
     order = {
         atom: np.argsort(-score, kind="stable").astype(np.int64) for atom, score in scores.items()

@@ -6,8 +6,8 @@ import numpy as np
 from torch import fx
 
 from fxprune.passes.importance.base import (
-    Array,
     Importance,
+    Saliency,
     by_score,
     coupled_scores,
     judged,
@@ -23,9 +23,9 @@ def magnitude(module: fx.GraphModule, analysis: Analysis) -> Importance:
     channel selection with discrete QCQP", section 3).
     """
     parameters = dict(module.named_parameters())
-    weights: dict[str, Array] = {}
+    weights: dict[str, Saliency] = {}
     for name in judged(module, analysis):
         if name in parameters:
             matrix = over_places(parameters[name].detach().abs())
-            weights[name] = matrix / (float(np.linalg.norm(matrix)) or 1.0)
+            weights[name] = matrix / (float(np.linalg.norm(matrix.astype(np.float64))) or 1.0)
     return by_score(weights, coupled_scores(weights, analysis))

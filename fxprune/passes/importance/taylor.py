@@ -19,8 +19,8 @@ from fxprune import batches
 from fxprune.batches import Data
 from fxprune.errors import InputError
 from fxprune.passes.importance.base import (
-    Array,
     Importance,
+    Saliency,
     by_score,
     coupled_scores,
     judged,
@@ -62,7 +62,7 @@ def taylor(
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point()
     }
-    weights: dict[str, Array] = {}
+    weights: dict[str, Saliency] = {}
     scores = {group.atom: np.zeros(group.size) for group in analysis.groups}
     _, stream = batches.first_of(data)
     done = 0
@@ -73,7 +73,7 @@ def taylor(
             value = _loss(model, inputs, targets, loss, device, done)
         changes = _changes(value, parameters)
         for name in names & changes.keys():
-            weights[name] = weights.get(name, np.zeros(1)) + np.abs(changes[name])
+            weights[name] = weights.get(name, np.zeros(1, np.float32)) + np.abs(changes[name])
         # Absolute per batch: over many batches the gradient of a trained network averages to zero.
         for atom, score in coupled_scores(changes, analysis).items():
             scores[atom] += score
@@ -84,7 +84,7 @@ def taylor(
         raise InputError(
             "No weight changes the loss on this data", fix="Check that loss and targets fit"
         )
-    mean = {name: total / done for name, total in weights.items()}
+    mean = {name: total / np.float32(done) for name, total in weights.items()}
     return by_score(mean, {atom: total / done for atom, total in scores.items()})
 
 
@@ -119,12 +119,12 @@ def _loss(
     return value
 
 
-def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
+def _changes(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Saliency]:
     """`w dL/dw` of every parameter that the loss depends on, summed over a kernel's places."""
     gradients: Sequence[Tensor | None] = torch.autograd.grad(
         loss, list(parameters.values()), allow_unused=True
     )
-    changes: dict[str, Array] = {}
+    changes: dict[str, Saliency] = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         if gradient is None:
             continue
