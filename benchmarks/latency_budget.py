@@ -107,9 +107,8 @@ def row(
         seconds = f"{time.perf_counter() - start:.0f}"
         return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} ms is the least"]
     took = time.perf_counter() - start
-    rounds = fxprune.report(slim).rounds
-    whole = fxprune.report(slim).dense.latency
-    assert whole is not None
+    report = fxprune.report(slim)
+    rounds, whole = report.rounds, 100 * report.limits[0] / budget
     engines = compiled(backend, Settings(), fxprune.finalize(slim, inputs), inputs)
     again, beside = measure_networks([engines, dense], inputs)
     for _ in range(MOST_TIMES - 1):
@@ -121,7 +120,7 @@ def row(
     share = ratio(again, beside)
     return [
         f"{1e3 * beside.seconds:.2f}",
-        *(predicted(rounds[0], whole.seconds) if rounds else ("-", "-", "-")),
+        *(predicted(rounds[0], whole) if rounds else ("-", "-", "-")),
         ", ".join(f"{off_by(later):+.1f} %" for later in rounds[1:]) or "-",
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",

@@ -227,14 +227,14 @@ def kept_size(axis: Axis, sizes: Mapping[Atom, int]) -> int:
             return kept_size(axis.axis, sizes)
 
 
-def in_order(axis: Reordered, values: Numbers) -> Numbers:
+def in_order(axis: Reordered, values: Numbers) -> NDArray[np.float64]:
     """`values`, one for each position of `axis`, in the order that its positions had."""
-    found = np.empty_like(values)
+    found = np.empty(values.shape)
     found[np.asarray(axis.order)] = values
     return found
 
 
-def project(axis: Axis, weights: NDArray[np.float64]) -> dict[Atom, NDArray[np.float64]]:
+def project(axis: Axis, weights: Numbers) -> dict[Atom, NDArray[np.float64]]:
     """Sum `weights`, one number per position of `axis`, onto the positions of its atoms.
 
     An atom that occurs several times, or beside other factors, collects all it stands for.

@@ -33,11 +33,13 @@ class Choice:
 
     Attributes:
         allocator: the problem that it solves.
+        limits: what every budget that was looked at comes to.
         calls: how often budgets that are functions were called.
     """
 
     candidate: Candidate
     allocator: Allocator
+    limits: tuple[float, ...]
     calls: int
 
 
@@ -53,6 +55,7 @@ def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell
         if budget.resource == "activations"
     ]
     gauges = [gauge_of(b, prepared) for b in budgets if b.resource != "activations"]
+    limits = tuple(gauge.limit for gauge in gauges)
     for gauge in gauges:
         warn_of_frozen_parts(prepared, gauge)
     functions = [gauge for gauge in gauges if isinstance(gauge, MetricGauge)]
@@ -68,7 +71,7 @@ def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell
         # What measuring changed may have brought another moment to the fore.
         exceeded = [gauge for peak in peaks for gauge in peak.exceeded(candidate.allocation)]
         if not exceeded:
-            return Choice(candidate, allocator, sum(gauge.calls for gauge in functions))
+            return Choice(candidate, allocator, limits, sum(gauge.calls for gauge in functions))
         gauges = [*gauges, *exceeded]
 
 

@@ -106,7 +106,8 @@ class Report:
     span by span; the slim side is the network as deployed. `calls` tells how often a budget that is
     a function was called, the dense network included. `baked` are the parameters that hold what the
     dense network computes from others in each call. `tabled` are the seconds of both sides on
-    another machine, as tables measured there tell.
+    another machine, as tables measured there tell. `limits` is what each budget comes to, in the
+    units of `rounds`: a share of the dense network is one of what it used before the first round.
     """
 
     dense: Side
@@ -118,6 +119,7 @@ class Report:
     certificate: Certificate | None = None
     verification: Verification | None = None
     rounds: tuple[Round, ...] = ()
+    limits: tuple[float, ...] = ()
     dropped: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     calls: int = 0

@@ -66,6 +66,7 @@ def summarise(
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
         rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
+        limits=choice.limits,
     )
 
 
