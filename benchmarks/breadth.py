@@ -32,7 +32,6 @@ import torch
 
 import fxprune
 from benchmarks.zoo import SOURCES, models_of
-from fxprune.axes import atoms
 from fxprune.errors import FxpruneError
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
@@ -198,7 +197,7 @@ def dense_shares(analysis: Analysis) -> Iterable[tuple[str, float]]:
         why = [
             str(analysis.reasons[atom])
             for axis in axes
-            for atom in atoms(axis)
+            for atom in axis.atoms
             if atom in analysis.reasons
         ]
         found[f"{name}: " + "; ".join(dict.fromkeys(why))] += count

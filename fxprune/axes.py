@@ -14,10 +14,10 @@ row-major order allows. No term is reordered twice, nor to the order it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import prod
 from typing import Any
 
@@ -35,15 +35,42 @@ class Atom:
     ident: int
     size: int
 
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """Itself, as any term has its atoms."""
+        return (self,)
+
     def __str__(self) -> str:
         return f"a{self.ident}({self.size})"
 
 
+class _Compound:
+    """A term made of others. What is asked again and again is worked out once."""
+
+    @property
+    def children(self) -> tuple[Axis, ...]:
+        raise NotImplementedError
+
+    @cached_property
+    def atoms(self) -> tuple[Atom, ...]:
+        """Every atom it is made of, in order, repetitions included."""
+        return tuple(chain.from_iterable([child.atoms for child in self.children]))
+
+    @cached_property
+    def idents(self) -> frozenset[int]:
+        """The numbers of its atoms."""
+        return frozenset([atom.ident for atom in self.atoms])
+
+
 @dataclass(frozen=True)
-class Product:
+class Product(_Compound):
     """Row-major product of `factors`; the empty product is `ONE`, the axis with one position."""
 
     factors: tuple[Axis, ...]
+
+    @property
+    def children(self) -> tuple[Axis, ...]:
+        return self.factors
 
     @cached_property
     def size(self) -> int:
@@ -54,10 +81,14 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Concat:
+class Concat(_Compound):
     """`parts` one after the other; the empty concatenation has no position."""
 
     parts: tuple[Axis, ...]
+
+    @property
+    def children(self) -> tuple[Axis, ...]:
+        return self.parts
 
     @cached_property
     def size(self) -> int:
@@ -68,11 +99,15 @@ class Concat:
 
 
 @dataclass(frozen=True)
-class Reordered:
+class Reordered(_Compound):
     """`axis` in another order: position i is position `order[i]` of it, and each is there once."""
 
     axis: Axis
     order: tuple[int, ...]
+
+    @property
+    def children(self) -> tuple[Axis, ...]:
+        return (self.axis,)
 
     @property
     def size(self) -> int:
@@ -134,16 +169,23 @@ def reordered(axis: Axis, order: Positions) -> Axis:
     if np.array_equal(order, np.arange(axis.size)):
         return axis
     if isinstance(axis, Concat):
-        # Pieces that only change places, each whole, are a concatenation again.
-        sizes = [part.size for part in axis.parts]
-        starts = np.cumsum([0, *sizes])
+        sizes = np.array([part.size for part in axis.parts])
+        starts = np.cumsum(sizes) - sizes
         piece = np.repeat(np.arange(len(sizes)), sizes)[order]
         ends = [*np.flatnonzero(np.diff(piece)) + 1, len(order)]
         if len(ends) == len(sizes):
+            # Pieces that only change places, each whole, are a concatenation again.
             runs = [order[start:end] for start, end in pairwise([0, *ends])]
             first = [int(piece[start]) for start in [0, *ends[:-1]]]
             pairs = zip(first, runs, strict=True)
             return concat([reordered(axis.parts[p], run - starts[p]) for p, run in pairs])
+        # Which piece comes first in a concatenation that is reordered is a matter of taste: the
+        # one that is met first.
+        met = np.array(list(dict.fromkeys(piece.tolist())))
+        moved = np.empty_like(starts)
+        moved[met] = np.cumsum(sizes[met]) - sizes[met]
+        order = order - starts[piece] + moved[piece]
+        axis = concat([axis.parts[p] for p in met])
     return Reordered(axis, tuple(order.tolist()))
 
 
@@ -172,18 +214,6 @@ def counted(axis: Axis) -> Axis:
             return concat(map(counted, parts))
         case _:
             return axis
-
-
-def atoms(axis: Axis) -> Iterator[Atom]:
-    """Every atom of `axis`, in order, repetitions included."""
-    match axis:
-        case Atom():
-            yield axis
-        case Product(factors=children) | Concat(parts=children):
-            for child in children:
-                yield from atoms(child)
-        case Reordered():
-            yield from atoms(axis.axis)
 
 
 def kept_positions(axis: Axis, kept: Mapping[Atom, Positions]) -> Positions:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxprune import plain
+from fxprune.errors import InputError
 from fxprune.passes.chains import find_chains
 from fxprune.passes.fold import fold_in_place
 from fxprune.passes.glue.module import GluedModule
@@ -34,8 +35,14 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
             values of several ranks, as after a linear layer; without them, such a norm stays.
 
     Raises:
-        InputError: the recorded spans do not fit the graph, which was changed by hand.
+        InputError: `slim` is no graph, or was changed by hand, so that the recorded spans do not
+            fit it.
     """
+    if not isinstance(slim, fx.GraphModule):
+        raise InputError(
+            f"finalize works on graphs, and {type(slim).__name__} is none",
+            fix="Pass what fxprune.optimize returned",
+        )
     result = copy.deepcopy(slim).eval()
     merged = merge_in_place(result, spans_of(slim))
     lossless = cheapest_spans(find_chains(result, _observed(result, example_inputs)))

@@ -14,6 +14,7 @@ from fxprune.backends import Backend, Settings
 from fxprune.batches import Data
 from fxprune.budget import Budget, BudgetLike, parse
 from fxprune.choose import choose
+from fxprune.errors import InputError
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.bake import bake
@@ -143,9 +144,16 @@ def apply(model: nn.Module, plan: Plan, example_inputs: ExampleInputs) -> fx.Gra
     """Replay `plan` on a model of the same architecture, whatever its weights; verified.
 
     Raises:
+        InputError: what is given is no model, no inputs or no plan.
         PlanMismatch: the model has other groups, blocks or chains than the plan was made for.
         VerificationError: the slim model is not equal to the masked original.
     """
+    if not isinstance(plan, Plan):
+        raise InputError(
+            f"plan is a {type(plan).__name__}, not a fxprune.Plan",
+            fix="Pass a plan of fxprune.pareto, one read by Plan.from_json, or a slim model's "
+            "own: slim.meta['fxprune']['plan']",
+        )
     captured, analysis = bake(capture(model, example_inputs))
     slim, _ = _built(captured, analysis, plan, spans_named(captured, plan.merged))
     slim.meta[META] = {"plan": plan}

@@ -10,7 +10,6 @@ axis itself becomes both in another order, and the selection is the first of the
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
@@ -28,7 +27,6 @@ from fxprune.axes import (
     Product,
     Reason,
     Reordered,
-    atoms,
     concat,
     product,
     reordered,
@@ -64,7 +62,7 @@ class Unifier:
 
     def is_free(self, axis: Axis) -> bool:
         """Whether any atom of `axis` may still lose positions."""
-        return any(atom.ident not in self._frozen for atom in atoms(self.resolve(axis)))
+        return any(atom.ident not in self._frozen for atom in self.resolve(axis).atoms)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -78,20 +76,18 @@ class Unifier:
             if resolved is not target:
                 self._bound[axis.ident] = resolved
             return resolved
-        if isinstance(axis, Reordered):
-            inner = self.resolve(axis.axis)
-            return axis if inner is axis.axis else reordered(inner, np.asarray(axis.order))
-        children = axis.factors if isinstance(axis, Product) else axis.parts
-        found = [self.resolve(child) for child in children]
-        if all(map(operator.is_, found, children)):
+        if self._bound.keys().isdisjoint(axis.idents):
             return axis
+        if isinstance(axis, Reordered):
+            return reordered(self.resolve(axis.axis), np.asarray(axis.order))
+        found = [self.resolve(child) for child in axis.children]
         return product(found) if isinstance(axis, Product) else concat(found)
 
     # -- relating axes -----------------------------------------------------------------------------
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """Keep every position of `axis`; the first reason given for an atom is remembered."""
-        for atom in atoms(self.resolve(axis)):
+        for atom in self.resolve(axis).atoms:
             self._frozen.setdefault(atom.ident, reason)
 
     def unify(self, left: Axis, right: Axis, reason: Reason) -> None:

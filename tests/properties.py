@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fxprune.axes import Atom, Axes, atoms, kept_positions
+from fxprune.axes import Atom, Axes, kept_positions
 from fxprune.passes.bake import bake
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import Captured, capture
@@ -320,7 +320,7 @@ def _largest(tensor: Tensor) -> float:
 
 def _reordered(tensor: Tensor, axes: Axes, order: Mapping[Atom, Any]) -> Tensor:
     for dim, axis in enumerate(axes):
-        if any(atom in order for atom in atoms(axis)):
+        if any(atom in order for atom in axis.atoms):
             index = torch.from_numpy(kept_positions(axis, order))
             tensor = tensor.index_select(dim, index)
     return tensor

@@ -53,6 +53,11 @@ def conv(width: int, out: int, kernel: int = 3, **settings: object) -> nn.Conv2d
     return nn.Conv2d(width, out, kernel, **settings)
 
 
+def test_a_module_that_was_not_captured_is_refused():
+    with pytest.raises(InputError, match="Linear is none"):
+        finalize(nn.Linear(2, 2))
+
+
 def test_a_network_stays_what_it_is(network):
     final = finalize(network.module)
     assert count(final, _BatchNorm) == 0

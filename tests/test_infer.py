@@ -6,7 +6,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxprune
-from fxprune.axes import atoms
 from fxprune.passes.capture import capture
 from fxprune.passes.fakes import Fakes
 from fxprune.passes.frozen import frozen_places
@@ -215,6 +214,6 @@ def test_the_fused_cells_of_cuda_have_gates_as_wide_as_the_state(run, gates):
         states = (state, state) if run is torch.lstm else state
         with torch.no_grad(), unfused_recurrence(), tracker:
             run(x, states, weights, True, 1, 0.0, False, False, False)
-        (kept,) = set(atoms(tracker.axes_of(weights[1])[1]))
-        assert [*atoms(tracker.axes_of(weights[0])[0])] == [kept] * gates
+        (kept,) = set(tracker.axes_of(weights[1])[1].atoms)
+        assert [*tracker.axes_of(weights[0])[0].atoms] == [kept] * gates
         assert tracker.unifier.reason(kept) is None

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from fxprune.axes import atoms
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from tests.properties import CHECKS, examine
@@ -63,7 +62,7 @@ def test_what_stays_dense_says_why(name):
     _, analysis = bake(capture(model, inputs))
     for place, piece in way.frozen.items():
         tensor, dim = place.removesuffix("]").split("[")
-        found = [analysis.reasons.get(atom) for atom in atoms(analysis.tensors[tensor][int(dim)])]
+        found = [analysis.reasons.get(atom) for atom in analysis.tensors[tensor][int(dim)].atoms]
         assert any(reason is not None and piece in reason.detail for reason in found), found
 
 

@@ -6,10 +6,13 @@ import copy
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from fxprune.errors import PlanMismatch
+import fxprune
+from fxprune.errors import InputError, PlanMismatch
 from fxprune.plan import Plan
 
 SMALL = Plan({"b": (0, 2), "a": (1,)}, {"a": 2, "b": 4}, {"torch": "2.15.0", "budget": None})
@@ -50,6 +53,11 @@ def test_arbitrary_text_is_refused_and_never_crashes(text):
 def test_the_same_plan_gives_the_same_bytes_whatever_the_order():
     other = Plan({"a": (1,), "b": (0, 2)}, {"b": 4, "a": 2}, {"budget": None, "torch": "2.15.0"})
     assert other.to_json() == SMALL.to_json()
+
+
+def test_only_a_plan_is_applied():
+    with pytest.raises(InputError, match="plan is a dict, not a "):
+        fxprune.apply(nn.Linear(2, 2), {}, (torch.ones(1, 2),))
 
 
 def test_a_plan_reads_as_one_line_per_group():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxprune.axes import atoms
 from fxprune.passes.infer import Analysis
 
 # A kernel's height and width are no channels: nobody asks why they are not slimmed.
@@ -29,7 +28,7 @@ def frozen_places(analysis: Analysis) -> tuple[Frozen, ...]:
     found: dict[str, dict[str, None]] = {}
     for name, axes in analysis.tensors.items():
         for dim, axis in enumerate(axes):
-            for atom in atoms(axis):
+            for atom in axis.atoms:
                 reason = analysis.reasons.get(atom)
                 if reason is not None and reason.detail != NOT_CHANNELS:
                     found.setdefault(str(reason), {})[f"{name}[{dim}]"] = None

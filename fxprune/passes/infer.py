@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from fxprune.axes import (
     Axes,
     Axis,
     Reason,
-    atoms,
 )
 from fxprune.errors import CaptureError
 from fxprune.passes.capture import Captured
@@ -114,7 +114,7 @@ class Analysis:
 
     def groups_in(self, axis: Axis) -> tuple[Group, ...]:
         """The groups that `axis` is made of, each once."""
-        found = (self._group_of.get(atom) for atom in dict.fromkeys(atoms(axis)))
+        found = (self._group_of.get(atom) for atom in dict.fromkeys(axis.atoms))
         return tuple(group for group in found if group is not None)
 
 
@@ -299,8 +299,7 @@ def _collect(
     )
     reasons = {
         atom: reason
-        for axis in _every_axis(typed.values(), *values.values())
-        for atom in atoms(axis)
+        for atom in dict.fromkeys(_every_atom(typed.values(), *values.values()))
         if (reason := tracker.unifier.reason(atom)) is not None
     }
     return Analysis(
@@ -319,17 +318,17 @@ def _collect(
     )
 
 
-def _every_axis(*collections: Iterable[Axes]) -> Iterator[Axis]:
-    for collection in collections:
-        for axes in collection:
-            yield from axes
+def _every_atom(*collections: Iterable[Axes]) -> Iterator[Atom]:
+    # Many tensors share their axes, each of which has to be looked at once.
+    every = {id(axis): axis for axes in chain.from_iterable(collections) for axis in axes}
+    return chain.from_iterable(axis.atoms for axis in every.values())
 
 
 def _groups(typed: Mapping[str, Axes], reasons: Mapping[Atom, Reason]) -> tuple[Group, ...]:
     members: dict[Atom, list[Member]] = defaultdict(list)
     for name, axes in typed.items():
         for dim, axis in enumerate(axes):
-            for atom in dict.fromkeys(atoms(axis)):
+            for atom in dict.fromkeys(axis.atoms):
                 if atom not in reasons:
                     members[atom].append(Member(name, dim))
     taken: dict[str, int] = defaultdict(int)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.axes import Atom, Axes, Axis, Positions, atoms, kept_positions, kept_size
+from fxprune.axes import Atom, Axes, Axis, Positions, kept_positions, kept_size
 from fxprune.passes.infer import Analysis
 from fxprune.plan import Plan
 
@@ -40,7 +40,7 @@ class Kept:
 
     def touches(self, axis: Axis) -> bool:
         """Whether `axis` loses positions."""
-        return any(atom in self.positions for atom in atoms(axis))
+        return any(atom in self.positions for atom in axis.atoms)
 
     def size(self, axis: Axis) -> int:
         """How many positions of `axis` stay."""

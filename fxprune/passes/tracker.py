@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.axes import Axes, Reason, atoms
+from fxprune.axes import Axes, Reason
 from fxprune.passes.fakes import Fakes, storage_of
 from fxprune.passes.indices import Indices, written_by
 from fxprune.passes.rules import RULES, Contraction, Op, broadcast, tensors
@@ -100,12 +100,12 @@ class AxisTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         A contraction in a node of its own is not: the verifier's reference masks what it is given.
         """
         left = {
-            atom for axes in results for axis in axes for atom in atoms(self.unifier.resolve(axis))
+            atom for axes in results for axis in axes for atom in self.unifier.resolve(axis).atoms
         }
         reason = op.reason("a statistic of parameters is taken over these positions")
         for tensor in tensors([op.args, op.kwargs]):
             for axis in self.axes_of(tensor):
-                for atom in atoms(axis):
+                for atom in axis.atoms:
                     if atom not in left:
                         self.unifier.freeze(atom, reason)
 

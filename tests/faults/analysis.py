@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fxprune.axes import Atom, Axis, Concat, Product, atoms
+from fxprune.axes import Atom, Axis, Concat, Product
 from fxprune.passes.infer import Analysis, Group, named_tensors
 from fxprune.passes.slim import slim
 from fxprune.plan import Plan
@@ -102,7 +102,7 @@ def frozen_positions_removed(subject: Subject) -> Iterator[tuple[str, Subject]]:
     places: dict[Atom, str] = {}
     for name, axes in subject.analysis.tensors.items():
         for axis in axes:
-            for atom in atoms(axis):
+            for atom in axis.atoms:
                 if atom in subject.analysis.reasons:
                     places.setdefault(atom, name)
     for atom, name in places.items():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Set
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes import Atom, Positions, atoms, kept_positions, project
+from fxprune.axes import Atom, Positions, kept_positions, project
 from fxprune.passes.importance import Importance, Saliency
 from fxprune.passes.infer import Analysis
 
@@ -88,7 +88,7 @@ def _touched(
     return {
         name: saliency
         for name, saliency in weights.items()
-        if any(atom in set(atoms(axis)) for axis in analysis.tensors[name][:2])
+        if any(atom in set(axis.atoms) for axis in analysis.tensors[name][:2])
     }
 
 
@@ -112,7 +112,7 @@ def _gains(analysis: Analysis, weights: Mapping[str, Saliency], kept: Kept, atom
     for name, saliency in weights.items():
         axes = analysis.tensors[name][:2]
         for dim, axis in enumerate(axes):
-            if atom not in set(atoms(axis)):
+            if atom not in set(axis.atoms):
                 continue
             across = kept_positions(axes[1 - dim], kept)
             line = saliency.take(across, axis=1 - dim).sum(axis=1 - dim, dtype=np.float64)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from fxprune.axes import Atom, Axis, Concat, Product, Reordered, atoms
+from fxprune.axes import Atom, Axis, Concat, Product, Reordered
 from fxprune.errors import InputError
 from fxprune.passes.infer import Analysis, Group
 
@@ -149,7 +149,7 @@ def _has_product(axis: Axis, atom: Atom, others: Set[Atom]) -> bool:
         case Concat(parts=parts):
             return any(_has_product(part, atom, others) for part in parts)
         case Product():
-            inside = set(atoms(axis))
+            inside = set(axis.atoms)
             return atom in inside and not inside.isdisjoint(others)
 
 
@@ -165,7 +165,7 @@ def _multiplicity(axis: Axis, group: Group) -> int:
         case Concat(parts=parts):
             return sum(_multiplicity(part, group) for part in parts)
         case Product(factors=factors):
-            inside = [f for f in factors if group.atom in set(atoms(f))]
+            inside = [f for f in factors if group.atom in set(f.atoms)]
             others = math.prod(f.size for f in factors if f not in inside)
             return others * math.prod(_multiplicity(f, group) for f in inside) if inside else 0
 

@@ -17,7 +17,6 @@ from fxprune.axes import (
     Concat,
     Numbers,
     Reordered,
-    atoms,
     counted,
     in_order,
     kept_positions,
@@ -58,8 +57,7 @@ def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -
 
 def _is_wide(axis: Axis, choices: Choices) -> bool:
     return (
-        isinstance(counted(axis), Concat)
-        and sum(a in choices.ladders for a in set(atoms(axis))) > 1
+        isinstance(counted(axis), Concat) and sum(a in choices.ladders for a in set(axis.atoms)) > 1
     )
 
 
@@ -86,7 +84,7 @@ def _add(
             _add(tables, piece, (part,), importance, choices, gate)
             offset += part.size
         return
-    live = [a for axis in axes for a in atoms(axis) if a in choices.ladders]
+    live = [a for axis in axes for a in axis.atoms if a in choices.ladders]
     live = list(dict.fromkeys(live))
     shape = [len(choices.ladders[a].widths) for a in live]
     if not fits(shape):
@@ -142,7 +140,7 @@ def _levels(axis: Axis, live: Sequence[Atom], importance: Importance, choices: C
     levels: Levels = {}
     for atom in live:
         level = np.zeros(axis.size, dtype=np.int64)
-        if atom in set(atoms(axis)):
+        if atom in set(axis.atoms):
             order = importance.order[atom]
             for option, width in enumerate(choices.ladders[atom].widths[:-1]):
                 kept = kept_positions(axis, {atom: np.sort(order[:width])})

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes import Atom, Axis, Concat, Product, atoms, counted, kept_size
+from fxprune.axes import Atom, Axis, Concat, Product, counted, kept_size
 from fxprune.passes.allocation.forms import NO_FORMS, Forms, Gate
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.solver import Choice, Factor, SparseFactor, sum_factor
@@ -90,7 +90,7 @@ class Choices:
 
     def live(self, axis: Axis) -> list[Ladder]:
         """The ladders of the groups that `axis` is made of, each once."""
-        return [self.ladders[a] for a in dict.fromkeys(atoms(axis)) if a in self.ladders]
+        return [self.ladders[a] for a in dict.fromkeys(axis.atoms) if a in self.ladders]
 
     def is_free(self, axis: Axis) -> bool:
         """Whether the width of `axis` may change."""
@@ -232,7 +232,7 @@ def _linear(
     constant = 0
     axis = counted(axis)
     for part in axis.parts if isinstance(axis, Concat) else (axis,):
-        live = [a for a in atoms(part) if a in ladders]
+        live = [a for a in part.atoms if a in ladders]
         if not live:
             constant += part.size
         elif isinstance(part, Atom):

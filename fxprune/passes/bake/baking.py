@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from fxprune.axes import Atom, atoms
+from fxprune.axes import Atom
 from fxprune.errors import VerificationError
 from fxprune.passes.bake.computed import (
     Computed,
@@ -87,7 +87,7 @@ def _kept_inside(module: fx.GraphModule, weights: Sequence[Computed]) -> Places:
         weight: frozenset(
             dim
             for dim, axis in enumerate(analysis.values[node.name][0])
-            if any(_is_kept(analysis, atom) for atom in atoms(axis))
+            if any(_is_kept(analysis, atom) for atom in axis.atoms)
         )
         for weight, node in results.items()
     }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxprune.axes import Atom, Axes, Axis, atoms
+from fxprune.axes import Atom, Axes, Axis
 from fxprune.passes.constants.arguments import operation
 from fxprune.passes.indices import Numbers
 from fxprune.passes.infer import Analysis
@@ -62,7 +62,7 @@ class Scope:
             for node in places
             for axes in self.analysis.values.get(node.name, ())
             for axis in axes
-            for atom in atoms(axis)
+            for atom in axis.atoms
         )
 
     @cached_property
@@ -76,7 +76,7 @@ class Scope:
 
         A batch of one leaves no trace in the axes it is folded into, so then any axis may.
         """
-        return self._one_sample or any(atom in self._input_atoms for atom in atoms(axis))
+        return self._one_sample or any(atom in self._input_atoms for atom in axis.atoms)
 
     def sizes(self, node: fx.Node, shape: Sequence[Any], axes: Axes) -> tuple[Any, ...]:
         """`shape`, an argument of `node`, with the sizes that `axes` have in the slim model."""
