@@ -40,7 +40,7 @@ COLUMNS = (
 )  # fmt: skip
 LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
-MOST_TIMES = 4
+MOST_TIMES = 8
 CLEAR = 0.01
 """Slim and dense are measured until their ratio is known this well, or so many times."""
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxprune.budget import Budget
 from fxprune.errors import InputError
-from fxprune.measure import Ratio
+from fxprune.measure import Interval, interval
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
@@ -18,8 +18,10 @@ from fxprune.passes.merge import merged
 from fxprune.stopwatch import Times
 from fxprune.timed import Timed
 
-MOST_TIMES = 3
+MOST_TIMES = 6
 """How often a candidate is measured that may or may not lie in the window of its budget."""
+CLEAR = 0.0075
+"""How well its latency is to be known, as a share of it: half as far as the aim is from a limit."""
 
 
 class Gauge(ABC):
@@ -164,28 +166,22 @@ class LatencyGauge(Gauge):
         return self._timed is not before
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        window = self.lowest * self.limit, self.limit
-        for times in range(1, MOST_TIMES + 1):
+        least, most = self.lowest * self.limit, self.limit
+        for _ in range(MOST_TIMES):
             found = self._seconds(self._watch.time(slim))
-            if not _overlap((found.low, found.high), window):
-                break
-            # Of many that are measured, some get inside by chance.
-            if times > 1 and window[0] <= found.low and found.high <= window[1]:
+            # Not until it lies inside: of many measurements, some do by chance.
+            known = found.high - found.low <= 2 * CLEAR * found.value
+            if known or found.high < least or found.low > most:
                 break
         return found.value
 
-    def _seconds(self, found: Times) -> Ratio:
+    def _seconds(self, found: Times) -> Interval:
         """Seconds with their confidence interval."""
-        if self.budget.relative:
-            # Relative to the dense network as it ran beside the candidate, drift and all.
-            share = found.share
-            return Ratio(*(self.dense * bound for bound in (share.value, share.low, share.high)))
-        seconds, spread = found.slim.seconds, found.slim.spread
-        return Ratio(seconds, seconds * (1 - spread), seconds * (1 + spread))
-
-
-def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+        if not self.budget.relative:
+            return interval(found.slim)
+        # Relative to the dense network as it ran beside the candidate, drift and all.
+        share = found.share
+        return Interval(*(self.dense * bound for bound in (share.value, share.low, share.high)))
 
 
 class TabledLatencyGauge(Gauge):

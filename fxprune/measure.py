@@ -146,8 +146,8 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """A ratio of two latencies with its 95 % confidence interval."""
+class Interval:
+    """A latency, or a ratio of two, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -234,7 +234,13 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
     )
 
 
-def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
+def interval(measurement: Measurement) -> Interval:
+    """Seconds with their confidence interval, by the same bootstrap as those of a ratio."""
+    turns = _by_turn(measurement.samples, measurement.turns)
+    return _enclosed(measurement.seconds, _of_turns(_resampled(turns)))
+
+
+def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
     """The ratio of two latencies that were measured together.
 
     The confidence interval is a bootstrap over the pairs of turns, since the samples of one turn
@@ -247,12 +253,21 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    above, below = (np.array(_by_turn(m.samples, m.turns)) for m in (numerator, denominator))
-    drawn = np.random.default_rng(0).integers(len(above), size=(BOOTSTRAPS, len(above)))
-    resampled = _of_turns(above[drawn]) / _of_turns(below[drawn])
+    above, below = (_by_turn(m.samples, m.turns) for m in (numerator, denominator))
+    shares = _of_turns(_resampled(above)) / _of_turns(_resampled(below))
+    return _enclosed(float(_of_turns(np.array(above)) / _of_turns(np.array(below))), shares)
+
+
+def _resampled(turns: Sequence[float]) -> NDArray[np.float64]:
+    """Bootstrap samples of turns, in rows; of equally many turns, always the same ones."""
+    drawn = np.random.default_rng(0).integers(len(turns), size=(BOOTSTRAPS, len(turns)))
+    return np.array(turns)[drawn]
+
+
+def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Ratio(float(_of_turns(above) / _of_turns(below)), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def _estimate(samples: Sequence[float], turns: int) -> float:

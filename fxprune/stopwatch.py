@@ -15,7 +15,7 @@ from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.finalize import finalize
-from fxprune.measure import Measurement, Ratio, Timing, measure_interleaved, pooled, ratio
+from fxprune.measure import Interval, Measurement, Timing, measure_interleaved, pooled, ratio
 
 NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
@@ -32,7 +32,7 @@ class Times:
     slim: Measurement
 
     @property
-    def share(self) -> Ratio:
+    def share(self) -> Interval:
         """Slim over dense latency."""
         return ratio(self.slim, self.dense)
 

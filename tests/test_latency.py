@@ -9,13 +9,17 @@ import torch
 from torch import nn
 
 from fxprune.backends import Region, Settings
+from fxprune.budget import Budget
 from fxprune.cache import Cache
+from fxprune.gauges import MOST_TIMES, LatencyGauge
+from fxprune.measure import Measurement
 from fxprune.passes import kernels, latency, stairs
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import capture
 from fxprune.passes.infer import infer
 from fxprune.passes.layers import find_layers
+from fxprune.stopwatch import Times
 from tests.networks import images, small_resnet
 
 
@@ -294,3 +298,50 @@ def test_a_layer_is_measured_at_the_narrowest_width_that_it_may_have(formula, tm
         first, _ = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 16, cache)
     assert ladder.widths[0] == 4
     assert first.corners[1][0] == 4
+
+
+class ScriptedWatch:
+    """Hands out what it is told to have measured, all of it pooled, turn by turn."""
+
+    def __init__(self, *shares_by_time):
+        self.shares_by_time = shares_by_time
+        self.times = 0
+
+    def time(self, slim):
+        self.times += 1
+        shares = [share for some in self.shares_by_time[: self.times] for share in some]
+        return Times(*(turns(values) for values in ([1.0] * len(shares), shares)))
+
+
+def turns(seconds):
+    """A measurement with one sample in each turn."""
+    return Measurement(seconds[0], 0.0, tuple(seconds), "cpu", True, len(seconds))
+
+
+def used(watch):
+    timed = SimpleNamespace(seconds=2.0, watch=watch)
+    return LatencyGauge(Budget("latency", 0.6, relative=True), timed).actual(None, None)
+
+
+def test_a_clear_latency_is_measured_once():
+    watch = ScriptedWatch([0.59] * 8)
+    assert used(watch) == pytest.approx(1.18)
+    assert watch.times == 1
+
+
+def test_a_latency_clearly_outside_of_the_window_is_measured_once():
+    watch = ScriptedWatch([0.5, 0.55, 0.45, 0.52] * 2)
+    used(watch)
+    assert watch.times == 1
+
+
+def test_an_unclear_latency_is_measured_again_even_where_it_lies_inside():
+    watch = ScriptedWatch([0.583, 0.599] * 4, [0.59] * 20, [0.59] * 100)
+    assert used(watch) == pytest.approx(1.18)
+    assert watch.times == 2
+
+
+def test_a_latency_that_never_gets_clear_is_measured_so_many_times():
+    watch = ScriptedWatch(*[np.linspace(0.57, 0.68, 8).tolist()] * 9)
+    used(watch)
+    assert watch.times == MOST_TIMES

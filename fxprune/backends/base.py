@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError, BackendUnavailable, FxpruneError, InputError
+
+Compiled = TypeVar("Compiled", bound="Engine")
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Backend(ABC):
                     f"move model and inputs to {' or '.join(self.device_types)}",
                 )
 
-    def attempt(self, action: str, call: Callable[[], Engine]) -> Engine:
+    def attempt(self, action: str, call: Callable[[], Compiled]) -> Compiled:
         """Call; whatever a compiler raises becomes a `BackendError` that says what was tried."""
         try:
             return call()

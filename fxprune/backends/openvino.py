@@ -94,16 +94,9 @@ class OpenVinoBackend(Backend):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
-        from fxprune.backends import onnx_model
-
         settings = settings or Settings()
         self.require(settings)
-        signature = Signature.of_region(region)
-        data = onnx_model.pack(onnx_model.region_model(region), settings, signature)
-        return self.attempt(
-            f"compile the region {region.signature()}",
-            lambda: self._engine(data, settings, signature),
-        )
+        return self._region_engine(region, _region_model(region, settings), settings)
 
     def region_seconds(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
@@ -113,15 +106,26 @@ class OpenVinoBackend(Backend):
         Alone, a region turns its input into the layout that its kernel reads and its result back,
         which takes longer than many a kernel, and which a network does once for all of its layers.
         """
-        engine = self.compile_region(region, settings, device)
-        assert isinstance(engine, OpenVinoEngine)
-        arrays = engine.arrays(region.inputs(device))
+        settings = settings or Settings()
+        self.require(settings)
+        model, inputs = _region_model(region, settings), region.inputs(device)
         seconds: dict[str, list[float]] = {}
         for _ in range(REGION_ROUNDS):
-            compiled = _compiled(engine.model, engine.settings, profiled=True)
-            for kernel, mean in _kernel_means(compiled, arrays, REGION_RUNS, {"Reorder"}).items():
+            engine = self._region_engine(region, model, settings, profiled=True)
+            arrays = engine.arrays(inputs)
+            means = _kernel_means(engine.compiled, arrays, REGION_RUNS, {"Reorder"})
+            for kernel, mean in means.items():
                 seconds.setdefault(kernel, []).append(mean)
         return sum(map(typical, seconds.values()))
+
+    def _region_engine(
+        self, region: Region, model: bytes, settings: Settings, *, profiled: bool = False
+    ) -> OpenVinoEngine:
+        signature = Signature.of_region(region)
+        return self.attempt(
+            f"compile the region {region.signature()}",
+            lambda: self._engine(model, settings, signature, profiled=profiled),
+        )
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -129,8 +133,10 @@ class OpenVinoBackend(Backend):
         data = path.read_bytes()
         return self._engine(data, *onnx_model.unpack(data, str(path)))
 
-    def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OpenVinoEngine:
-        compiled = _compiled(model, settings)
+    def _engine(
+        self, model: bytes, settings: Settings, signature: Signature, *, profiled: bool = False
+    ) -> OpenVinoEngine:
+        compiled = _compiled(model, settings, profiled=profiled)
         used = _used_inputs(compiled, model, len(signature.shapes))
         return OpenVinoEngine(self.name, settings, signature, model, compiled, used)
 
@@ -153,6 +159,12 @@ class OpenVinoBackend(Backend):
             if origin in by_origin
         }
         return by_node(seconds, nodes)
+
+
+def _region_model(region: Region, settings: Settings) -> bytes:
+    from fxprune.backends import onnx_model
+
+    return onnx_model.pack(onnx_model.region_model(region), settings, Signature.of_region(region))
 
 
 def _kernel_means(
