@@ -27,7 +27,8 @@ def flat(value):
 
 
 def looks(tensor):
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device
+    place = tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device
+    return (*place, type(tensor), vars(tensor))
 
 
 @pytest.mark.parametrize("name", CALLS)

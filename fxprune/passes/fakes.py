@@ -118,7 +118,7 @@ class Fakes:
         fake = Tensor._make_subclass(
             FakeTensor, meta, dispatch_device=True, device_for_backend_keys=device
         )
-        torch._C._set_throw_on_mutable_data_ptr(fake)
+        torch._C._set_warn_deprecated_on_mutable_data_ptr(fake)
         vars(fake).update(state)
         return fake
 
