@@ -121,12 +121,12 @@ def close_the_loop(
         rounds.append(Round(predicted, candidate.used))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
         if keeps(candidate, gauges):
-            if best is None or candidate.value > best.value:
+            if best is None or _rank(candidate, gauges) > _rank(best, gauges):
                 best = candidate
-            if _uses_enough(candidate, gauges):
+            if _surely_keeps(candidate, gauges) and _uses_enough(candidate, gauges):
                 break
         for i, gauge in enumerate(gauges):
-            if candidate.used[i] > gauge.limit:
+            if candidate.used[i] > gauge.limit * gauge.highest:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
         learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
@@ -203,6 +203,15 @@ def measured(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> Can
 def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
     """Whether `candidate` uses no more than any budget allows."""
     return all(u <= g.limit for u, g in zip(candidate.used, gauges, strict=True))
+
+
+def _surely_keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+    """Whether it would do so if it were measured once more."""
+    return all(u <= g.limit * g.highest for u, g in zip(candidate.used, gauges, strict=True))
+
+
+def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
+    return _surely_keeps(candidate, gauges), candidate.value
 
 
 def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:

@@ -38,6 +38,8 @@ class Gauge(ABC):
     """What costs are counted in by the solver."""
     lowest: float = 0.97
     """Share of the limit under which a better candidate is looked for."""
+    highest: float = 1.0
+    """Share of the limit above which a candidate may turn out over it when measured once more."""
 
     @abstractmethod
     def tables(self, choices: Choices) -> Tables:
@@ -149,6 +151,7 @@ class LatencyGauge(Gauge):
 
     aim = 0.985
     unit = 1e-9
+    highest = 1 - CLEAR
 
     def __init__(self, budget: Budget, timed: Timed) -> None:
         assert timed.watch is not None, "nothing can be measured elsewhere"

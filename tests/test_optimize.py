@@ -8,6 +8,7 @@ from torch import nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
+from fxprune import closed_loop
 from fxprune.budget import Budget
 from fxprune.choose import gauge_of
 from fxprune.closed_loop import close_the_loop
@@ -205,6 +206,16 @@ class Lucky(Crooked):
         return 0.85 * cost if self.asked == 1 else cost
 
 
+class Close(Crooked):
+    """The first candidate keeps the limit by so little that it may not the next time."""
+
+    highest = 0.9925
+
+    def actual(self, slim, allocation):
+        cost = super().actual(slim, allocation)
+        return 0.999 * self.limit if self.asked == 1 else cost
+
+
 def looped(share, kind=Crooked):
     model = small_resnet()
     captured = capture(model, (images(),))
@@ -235,6 +246,18 @@ def test_the_loop_is_not_misled_by_one_fast_candidate(share):
     candidate, gauge = looped(share, Lucky)
     assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
     assert gauge.asked <= 6
+
+
+def test_the_loop_prefers_a_candidate_that_surely_keeps_the_budget():
+    candidate, gauge = looped(0.6, Close)
+    assert gauge.asked > 1
+    assert 0.97 * gauge.limit <= candidate.used[0] <= 0.9925 * gauge.limit
+
+
+def test_the_loop_takes_a_close_candidate_where_there_is_no_better_one(monkeypatch):
+    monkeypatch.setattr(closed_loop, "MOST_ROUNDS", 1)
+    candidate, gauge = looped(0.6, Close)
+    assert candidate.used[0] == 0.999 * gauge.limit
 
 
 def test_a_budget_out_of_reach_names_the_least_that_can_be_reached():
