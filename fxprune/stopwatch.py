@@ -16,12 +16,16 @@ from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.finalize import finalize
 from fxprune.measure import Interval, Measurement, Timing, measure_interleaved, pooled, ratio
+from fxprune.passes.infer import named_tensors
 
 NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
 """How often a network is set up to be measured, since no two engines are equally fast."""
 SETTING_UP = 5.0
 """Seconds after which no further engine is made."""
+WEIGHTS = 2**29
+"""Bytes of weights in all engines of a network, over which no further engine is made: each holds
+them two or three times, and the larger they are, the less it matters where they lie."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,12 @@ class Stopwatch:
 def compiled(
     backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
 ) -> tuple[Engine, ...]:
-    """A network compiled once, and loaded a few times if that does not take long."""
+    """A network compiled once, and loaded a few times if that takes little time and memory."""
+    weights = sum(t.numel() * t.element_size() for _, t in named_tensors(module))
+    count = min(ENGINES, WEIGHTS // max(weights, 1))
     engines = [backend.compile(module, inputs, settings)]
+    if count <= 1:
+        return tuple(engines)
     with TemporaryDirectory() as folder:
         path = Path(folder, "engine")
         try:
@@ -92,7 +100,7 @@ def compiled(
         except BackendError:  # nothing is compiled, so there is nothing to save
             another = partial(backend.compile, module, inputs, settings)
         start = time.perf_counter()
-        while len(engines) < ENGINES and time.perf_counter() - start < SETTING_UP:
+        while len(engines) < count and time.perf_counter() - start < SETTING_UP:
             engines.append(another())
     return tuple(engines)
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
+from fxprune import stopwatch
 from fxprune.backends import Engine, Region, Settings, get_backend
 from fxprune.backends.signature import Signature
 from fxprune.errors import InputError, MeasurementError
@@ -282,3 +283,14 @@ def test_cuda_events_time_what_runs_on_the_device() -> None:
     found = measure(backend.compile(module, (x,)), (x,))
     assert found.clock == "cuda"
     assert 1e-5 < found.seconds < 1.0
+
+
+@pytest.mark.parametrize(("width", "engines"), [(8, 3), (100, 2), (200, 1)])
+def test_large_networks_are_set_up_less_often(
+    width: int, engines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopwatch, "WEIGHTS", 100_000)
+    x = torch.randn(1, width)
+    model = fx.symbolic_trace(nn.Linear(width, width))
+    made = stopwatch.compiled(get_backend("eager"), Settings(), model, (x,))
+    assert len(made) == engines
