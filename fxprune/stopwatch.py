@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class Stopwatch:
 
         What was measured of it before counts as well.
         """
+        self.latest = None  # room for the next one
         ready = finalize(slim, self.inputs)
         engines = compiled(self.backend, self.settings, ready, self.inputs)
         found = Times(*measure_networks([self.engines, engines], self.inputs))
@@ -90,6 +92,8 @@ def compiled(
     weights = sum(t.numel() * t.element_size() for _, t in named_tensors(module))
     count = min(ENGINES, WEIGHTS // max(weights, 1))
     engines = [backend.compile(module, inputs, settings)]
+    # Exporters leave networks behind that refer to themselves, of which Python counts few objects.
+    gc.collect()
     if count <= 1:
         return tuple(engines)
     with TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from fxprune.axes import Atom, concat, kept_positions, kept_size
 from fxprune.axes import product as times
 from fxprune.errors import InputError
 from fxprune.passes.allocate import Allocator, plan_of
+from fxprune.passes.allocation import values
 from fxprune.passes.allocation.costs import macs, macs_tables, memory_tables, params_tables
 from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder, build_ladders
@@ -114,6 +115,17 @@ def test_cost_tables_are_exact_for_every_choice(model):
             "params": sum(p.numel() for p in parameters),
             "memory": sum(t.numel() * t.element_size() for t in state),
         }
+
+
+@pytest.mark.parametrize("strip", [1, 50, 1000])
+def test_value_tables_are_the_same_in_strips_of_any_size(strip, monkeypatch):
+    captured, analysis, ladders, importance = prepared(small_resnet(), images())
+    whole = value_tables(analysis, importance, Choices(ladders))
+    monkeypatch.setattr(values, "STRIP", strip)
+    tables = value_tables(analysis, importance, Choices(ladders))
+    assert tables.by_scope.keys() == whole.by_scope.keys()
+    for scope, table in whole.by_scope.items():
+        np.testing.assert_allclose(tables.by_scope[scope], table, rtol=1e-12)
 
 
 def test_value_tables_are_the_saliency_that_is_kept_less_what_merging_loses():

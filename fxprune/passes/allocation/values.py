@@ -6,7 +6,8 @@ keeps its worth, since it still shapes the merged kernel; only the activations b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ Array = NDArray[np.float64]
 Levels = dict[Atom, NDArray[np.int64]]
 
 TOTAL = 100.0
+STRIP = 1 << 20
+"""Elements of a weight that are looked at together."""
 
 
 def value_tables(analysis: Analysis, importance: Importance, choices: Choices) -> Tables:
@@ -94,17 +97,26 @@ def _add(
                 _add(tables, half, axes[dim : dim + 1], importance, choices, gate)
         return
     per_axis = [_levels(axis, live, importance, choices) for axis in axes]
-    place = np.zeros(saliency.shape, dtype=np.int64)
-    for atom, options in zip(live, shape, strict=True):
-        level = per_axis[0][atom][:, None]
-        if len(axes) == 2:
-            level = np.maximum(level, per_axis[1][atom][None, :])
-        place = place * options + level
-    first_met = np.bincount(place.ravel(), saliency.ravel(), minlength=int(np.prod(shape)))
+    first_met = np.zeros(math.prod(shape))
+    for rows in _strips(saliency):
+        place = np.zeros(saliency[rows].shape, dtype=np.int64)
+        for atom, options in zip(live, shape, strict=True):
+            level = per_axis[0][atom][rows, None]
+            if len(axes) == 2:
+                level = np.maximum(level, per_axis[1][atom][None, :])
+            place = place * options + level
+        first_met += np.bincount(place.ravel(), saliency[rows].ravel(), minlength=len(first_met))
     table: Array = first_met.reshape(shape).astype(np.float64)
     for dim in range(len(shape)):
         table = np.cumsum(table, axis=dim)
     tables.add(tuple(choices.ladders[a].group.name for a in live), table, gate)
+
+
+def _strips(saliency: Numbers) -> Iterator[slice]:
+    """Some rows at a time: what is worked out of all places of a matrix is larger than itself."""
+    rows = max(1, STRIP // max(1, math.prod(saliency.shape[1:])))
+    for start in range(0, len(saliency), rows):
+        yield slice(start, start + rows)
 
 
 def _add_alike(
