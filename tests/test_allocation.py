@@ -119,7 +119,7 @@ def test_cost_tables_are_exact_for_every_choice(model):
 
 @pytest.mark.parametrize("strip", [1, 50, 1000])
 def test_value_tables_are_the_same_in_strips_of_any_size(strip, monkeypatch):
-    captured, analysis, ladders, importance = prepared(small_resnet(), images())
+    _, analysis, ladders, importance = prepared(small_resnet(), images())
     whole = value_tables(analysis, importance, Choices(ladders))
     monkeypatch.setattr(values, "STRIP", strip)
     tables = value_tables(analysis, importance, Choices(ladders))
