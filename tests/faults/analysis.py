@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fxprune.axes import Atom, Axis, Concat, Product
+from fxprune.axes import Atom, Axis, Concat, Product, Reordered
 from fxprune.passes.infer import Analysis, Group, named_tensors
 from fxprune.passes.slim import slim
 from fxprune.plan import Plan
@@ -127,3 +127,5 @@ def _exchanged(axis: Axis, old: Atom, new: Atom) -> Axis:
             return Product(tuple(_exchanged(f, old, new) for f in factors))
         case Concat(parts=parts):
             return Concat(tuple(_exchanged(p, old, new) for p in parts))
+        case Reordered():
+            return Reordered(_exchanged(axis.axis, old, new), axis.order)
