@@ -55,6 +55,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class _Tried:
+    """What a candidate turned out to use; its module may go, where another one is better."""
+
+    allocation: Allocation
+    used: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class _Correction:
     """Pairs of (cost by the tables, actual cost) for one budget, the dense network's first."""
 
@@ -102,7 +110,7 @@ def close_the_loop(
     allocator = build()
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
-    tried: dict[tuple[tuple[int, ...], tuple[str, ...]], Candidate] = {}
+    tried: dict[tuple[tuple[int, ...], tuple[str, ...]], _Tried] = {}
     rounds: list[Round] = []
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
@@ -114,7 +122,7 @@ def close_the_loop(
         if not allocation.sizes or _key(allocation) in tried:
             break
         candidate = measured(allocation, gauges, slim)
-        tried[_key(allocation)] = candidate
+        tried[_key(allocation)] = _Tried(allocation, candidate.used)
         predicted = tuple(
             c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
         )
@@ -138,7 +146,7 @@ def close_the_loop(
 
 
 def _corrections(
-    gauges: Sequence[Gauge], allocator: Allocator, tried: Sequence[Candidate]
+    gauges: Sequence[Gauge], allocator: Allocator, tried: Sequence[_Tried]
 ) -> list[_Correction]:
     """What the tables, as they are now, say of every network that was measured."""
     dense = allocator.dense_costs()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
@@ -49,7 +50,7 @@ class Stopwatch:
     Attributes:
         engines: the dense network, set up a few times.
         dense: its latency.
-        times: what was measured of candidates.
+        times: what was measured of candidates, as long as they are there.
         latest: the candidate that was measured last, as it is deployed, and an engine of it.
     """
 
@@ -58,7 +59,7 @@ class Stopwatch:
     inputs: tuple[Tensor, ...]
     engines: tuple[Engine, ...]
     dense: Measurement
-    times: dict[fx.GraphModule, Times] = field(default_factory=dict)
+    times: WeakKeyDictionary[fx.GraphModule, Times] = field(default_factory=WeakKeyDictionary)
     latest: tuple[fx.GraphModule, Engine] | None = None
 
     @staticmethod
