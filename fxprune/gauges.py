@@ -13,8 +13,9 @@ from fxprune.measure import Interval, interval
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
-from fxprune.passes.infer import Analysis, named_tensors
+from fxprune.passes.infer import Analysis
 from fxprune.passes.merge import merged
+from fxprune.sizes import count_params, weight_bytes
 from fxprune.stopwatch import Times
 from fxprune.timed import Timed
 
@@ -206,13 +207,3 @@ class TabledLatencyGauge(Gauge):
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         assert self._tables is not None, "an allocation is made from tables"
         return self._tables.at(allocation.solution.assignment)
-
-
-def count_params(module: fx.GraphModule) -> int:
-    """Number of parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def weight_bytes(module: fx.GraphModule) -> int:
-    """Bytes of parameters and buffers, tied ones once."""
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(module))

@@ -235,7 +235,7 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
 
 
 def interval(measurement: Measurement) -> Interval:
-    """Seconds with their confidence interval, by the same bootstrap as those of a ratio."""
+    """Seconds of a measurement in several turns, by the same bootstrap over turns as a ratio."""
     turns = _by_turn(measurement.samples, measurement.turns)
     return _enclosed(measurement.seconds, _of_turns(_resampled(turns)))
 

@@ -18,7 +18,7 @@ from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.finalize import finalize
 from fxprune.measure import Interval, Measurement, Timing, measure_interleaved, pooled, ratio
-from fxprune.passes.infer import named_tensors
+from fxprune.sizes import weight_bytes
 
 NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
@@ -26,8 +26,8 @@ ENGINES = 3
 SETTING_UP = 5.0
 """Seconds after which no further engine is made."""
 WEIGHTS = 2**29
-"""Bytes of weights in all engines of a network, over which no further engine is made: each holds
-them two or three times, and the larger they are, the less it matters where they lie."""
+"""Bytes of weights in all engines of a network over which no further one is made: each holds them
+two or three times."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def compiled(
     backend: Backend, settings: Settings, module: fx.GraphModule, inputs: tuple[Tensor, ...]
 ) -> tuple[Engine, ...]:
     """A network compiled once, and loaded a few times if that takes little time and memory."""
-    weights = sum(t.numel() * t.element_size() for _, t in named_tensors(module))
-    count = min(ENGINES, WEIGHTS // max(weights, 1))
+    count = min(ENGINES, WEIGHTS // max(weight_bytes(module), 1))
     engines = [backend.compile(module, inputs, settings)]
     # Exporters leave networks behind that refer to themselves, of which Python counts few objects.
     gc.collect()

@@ -9,7 +9,6 @@ from torch import fx
 from fxprune.axes import kept_size
 from fxprune.budget import Budget
 from fxprune.choose import Choice
-from fxprune.gauges import count_params, weight_bytes
 from fxprune.measure import Measurement
 from fxprune.passes import verify
 from fxprune.passes.allocate import Allocation
@@ -20,6 +19,7 @@ from fxprune.passes.layers import Layer
 from fxprune.passes.merge import merged
 from fxprune.prepare import Prepared
 from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Round, Side, Verification
+from fxprune.sizes import count_params, weight_bytes
 
 
 def summarise(
