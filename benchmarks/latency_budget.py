@@ -26,9 +26,8 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
-from fxprune.measure import pooled, ratio
 from fxprune.report import Round
-from fxprune.stopwatch import compiled, measure_networks
+from fxprune.stopwatch import Times, compiled, race
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
@@ -110,16 +109,10 @@ def row(
     report = fxprune.report(slim)
     rounds, whole = report.rounds, 100 * report.limits[0] / budget
     engines = compiled(backend, Settings(), fxprune.finalize(slim, inputs), inputs)
-    again, beside = measure_networks([engines, dense], inputs)
-    for _ in range(MOST_TIMES - 1):
-        share = ratio(again, beside)
-        if share.high - share.low <= 2 * CLEAR * share.value:
-            break
-        more, most = measure_networks([engines, dense], inputs)
-        again, beside = pooled([again, more]), pooled([beside, most])
-    share = ratio(again, beside)
+    times = race(dense, engines, inputs, clear, MOST_TIMES)
+    share = times.share
     return [
-        f"{1e3 * beside.seconds:.2f}",
+        f"{1e3 * times.dense.seconds:.2f}",
         *(predicted(rounds[0], whole) if rounds else ("-", "-", "-")),
         ", ".join(f"{off_by(later):+.1f} %" for later in rounds[1:]) or "-",
         f"{100 * share.value:.1f} %",
@@ -128,6 +121,12 @@ def row(
         f"{took:.0f}",
         "yes" if LOWEST * budget <= 100 * share.value <= budget else "no",
     ]
+
+
+def clear(times: Times) -> bool:
+    """Whether the share of the dense latency is known well enough."""
+    share = times.share
+    return share.high - share.low <= 2 * CLEAR * share.value
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

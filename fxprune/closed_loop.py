@@ -134,7 +134,7 @@ def close_the_loop(
             if _surely_keeps(candidate, gauges) and _uses_enough(candidate, gauges):
                 break
         for i, gauge in enumerate(gauges):
-            if candidate.used[i] > gauge.limit * gauge.highest:
+            if candidate.used[i] > gauge.limit * (1 - gauge.margin):
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
         learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
@@ -215,7 +215,7 @@ def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
 
 def _surely_keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
     """Whether it would do so if it were measured once more."""
-    return all(u <= g.limit * g.highest for u, g in zip(candidate.used, gauges, strict=True))
+    return all(u <= g.limit * (1 - g.margin) for u, g in zip(candidate.used, gauges, strict=True))
 
 
 def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
@@ -224,4 +224,6 @@ def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
 
 def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
     """Whether some budget is used up, so that there is nothing to gain from going on."""
-    return any(u >= g.limit * g.lowest for u, g in zip(candidate.used, gauges, strict=True))
+    return any(
+        u >= g.limit * (g.lowest + g.margin) for u, g in zip(candidate.used, gauges, strict=True)
+    )

@@ -19,10 +19,9 @@ from fxprune.sizes import count_params, weight_bytes
 from fxprune.stopwatch import Times
 from fxprune.timed import Timed
 
-MOST_TIMES = 6
-"""How often a candidate is measured that may or may not lie in the window of its budget."""
 CLEAR = 0.0075
-"""How well its latency is to be known, as a share of it: half as far as the aim is from a limit."""
+"""How well the latency of a candidate is to be known, as a share of it: half as far as the aim is
+from a limit."""
 
 
 class Gauge(ABC):
@@ -39,8 +38,9 @@ class Gauge(ABC):
     """What costs are counted in by the solver."""
     lowest: float = 0.97
     """Share of the limit under which a better candidate is looked for."""
-    highest: float = 1.0
-    """Share of the limit above which a candidate may turn out over it when measured once more."""
+    margin: float = 0.0
+    """Share of the limit by which a candidate should lie inside of that window, so that it still
+    does when measured once more."""
 
     @abstractmethod
     def tables(self, choices: Choices) -> Tables:
@@ -152,7 +152,7 @@ class LatencyGauge(Gauge):
 
     aim = 0.985
     unit = 1e-9
-    highest = 1 - CLEAR
+    margin = 0.005
 
     def __init__(self, budget: Budget, timed: Timed) -> None:
         assert timed.watch is not None, "nothing can be measured elsewhere"
@@ -170,14 +170,14 @@ class LatencyGauge(Gauge):
         return self._timed is not before
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        least, most = self.lowest * self.limit, self.limit
-        for _ in range(MOST_TIMES):
-            found = self._seconds(self._watch.time(slim))
-            # Not until it lies inside: of many measurements, some do by chance.
-            known = found.high - found.low <= 2 * CLEAR * found.value
-            if known or found.high < least or found.low > most:
-                break
-        return found.value
+        return self._seconds(self._watch.time(slim, self._known)).value
+
+    def _known(self, times: Times) -> bool:
+        """Whether its latency is known, or known to be outside of the window."""
+        found, least = self._seconds(times), self.lowest * self.limit
+        # Not until it lies inside: of many measurements, some do by chance.
+        clear = found.high - found.low <= 2 * CLEAR * found.value
+        return clear or found.high < least or found.low > self.limit
 
     def _seconds(self, found: Times) -> Interval:
         """Seconds with their confidence interval."""

@@ -5,8 +5,9 @@ is how far its distribution-free 95 % confidence interval reaches from it (order
 share of it.  Calls are repeated until the spread is small enough; if time runs out first, the
 measurement says that it has not converged.  Where calls are taken in several turns, a whole turn
 can be slow, when a neighbour fills the caches that are shared, and the two networks that are
-compared do not suffer alike: there the estimate is the first quartile of the turns', whose interval
-is made of turns as well.
+compared do not suffer alike.  There what counts of a turn is its fastest call, and the estimate is
+the 10th percentile of the turns': of the statistics tried, the one whose ratios repeat best
+(`python -m benchmarks.noise`).
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
@@ -50,11 +51,10 @@ Clock = Literal["cpu", "wall", "cuda"]
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
-PROTOCOL = "p10/3"
+PROTOCOL = "p10/4"
 """Version of the way of measuring; figures of different versions must not be mixed."""
 
 QUANTILE = 0.10
-QUANTILE_OF_TURNS = 0.25
 CONFIDENCE = 0.95
 BOOTSTRAPS = 2000
 WARM_UP_CALLS = 3
@@ -235,9 +235,12 @@ def pooled(parts: Sequence[Measurement]) -> Measurement:
 
 
 def interval(measurement: Measurement) -> Interval:
-    """Seconds of a measurement in several turns, by the same bootstrap over turns as a ratio."""
-    turns = _by_turn(measurement.samples, measurement.turns)
-    return _enclosed(measurement.seconds, _of_turns(_resampled(turns)))
+    """Seconds of a measurement in several turns, by the same bootstrap over turns as a ratio.
+
+    Raises `InputError` if there are no turns to draw from.
+    """
+    turns = _turns(measurement)
+    return _enclosed(measurement.seconds, _quantile(_resampled(turns)))
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
@@ -245,7 +248,7 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
 
     The confidence interval is a bootstrap over the pairs of turns, since the samples of one turn
     are alike (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises
-    `InputError` if the two were not measured together.
+    `InputError` if the two were not measured together, in turn.
     """
     if (len(numerator.samples), numerator.turns) != (len(denominator.samples), denominator.turns):
         raise InputError(
@@ -253,15 +256,25 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    above, below = (_by_turn(m.samples, m.turns) for m in (numerator, denominator))
-    shares = _of_turns(_resampled(above)) / _of_turns(_resampled(below))
-    return _enclosed(float(_of_turns(np.array(above)) / _of_turns(np.array(below))), shares)
+    above, below = _turns(numerator), _turns(denominator)
+    shares = _quantile(_resampled(above)) / _quantile(_resampled(below))
+    return _enclosed(float(_quantile(above) / _quantile(below)), shares)
 
 
-def _resampled(turns: Sequence[float]) -> NDArray[np.float64]:
+def _turns(measurement: Measurement) -> NDArray[np.float64]:
+    if measurement.turns == 1:
+        raise InputError(
+            "a latency that was not measured in turns has no interval",
+            str(measurement),
+            "take it from a call of measure_interleaved with several engines",
+        )
+    return _units(measurement.samples, measurement.turns)
+
+
+def _resampled(turns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bootstrap samples of turns, in rows; of equally many turns, always the same ones."""
     drawn = np.random.default_rng(0).integers(len(turns), size=(BOOTSTRAPS, len(turns)))
-    return np.array(turns)[drawn]
+    return turns[drawn]
 
 
 def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
@@ -271,34 +284,29 @@ def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
 
 
 def _estimate(samples: Sequence[float], turns: int) -> float:
+    return float(_quantile(_units(samples, turns)))
+
+
+def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
+    """What is independent of each other: the fastest samples of turns, or samples."""
     if turns == 1:
-        return float(np.quantile(samples, QUANTILE))
-    return float(_of_turns(np.array(_by_turn(samples, turns))))
+        return np.array(samples)
+    return np.array(np.reshape(samples, (turns, -1)).min(axis=1))
 
 
-def _by_turn(samples: Sequence[float], turns: int) -> list[float]:
-    """The estimate of each turn."""
-    each = len(samples) // turns
-    return [_estimate(samples[i * each : (i + 1) * each], 1) for i in range(turns)]
-
-
-def _of_turns(estimates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the turns in the last dimension come to."""
-    return np.quantile(estimates, QUANTILE_OF_TURNS, axis=-1)
+def _quantile(units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The estimate from the units in the last dimension."""
+    return np.quantile(units, QUANTILE, axis=-1)
 
 
 def _spread(samples: Sequence[float], turns: int) -> float:
     """How far the confidence interval reaches from the estimate, relative to it.
 
-    The number of samples (of turns, where there are several) below the true quantile is binomial,
-    so two ranks enclose it whatever the distribution (Conover, Practical Nonparametric Statistics,
-    section 3.2).
+    The number of units below the true quantile is binomial, so two ranks enclose it whatever the
+    distribution (Conover, Practical Nonparametric Statistics, section 3.2).
     """
-    values, quantile = samples, QUANTILE
-    if turns > 1:
-        values, quantile = _by_turn(samples, turns), QUANTILE_OF_TURNS
-    ordered, estimate = np.sort(values), _estimate(samples, turns)
-    low, high = _ranks(len(values), quantile)
+    ordered, estimate = np.sort(_units(samples, turns)), _estimate(samples, turns)
+    low, high = _ranks(len(ordered), QUANTILE)
     return float(max(estimate - ordered[low], ordered[high] - estimate) / estimate)
 
 

@@ -174,7 +174,7 @@ def test_turns_of_unequal_length_are_cut_to_the_shortest() -> None:
     found = pooled([long, short])
     assert found.samples == (1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0)
     assert found.turns == 4
-    assert found.seconds == 1.75
+    assert found.seconds == pytest.approx(1.3)
 
 
 def test_networks_are_compared_by_equally_many_engines() -> None:
@@ -219,9 +219,32 @@ def test_a_measurement_prints_as_a_figure_with_its_spread() -> None:
 
 def test_the_interval_of_a_latency_comes_from_its_turns() -> None:
     turns = tuple(1.0 + 0.01 * i for i in range(20))
-    found = interval(Measurement(1.0475, 0.0, turns, "cpu", True, turns=20))
-    assert found.value == 1.0475
-    assert 1.0 < found.low < 1.03 < 1.06 < found.high < 1.12
+    found = interval(Measurement(1.019, 0.0, turns, "cpu", True, turns=20))
+    assert found.value == 1.019
+    assert 1.0 <= found.low < 1.01 < 1.03 < found.high < 1.08
+
+
+def test_a_latency_that_was_not_measured_in_turns_has_no_interval() -> None:
+    alone = measurement((1.0, 1.1, 1.2))
+    with pytest.raises(InputError, match="not measured in turns"):
+        interval(alone)
+    with pytest.raises(InputError, match="not measured in turns"):
+        ratio(alone, alone)
+
+
+def test_networks_are_measured_in_turn_until_that_is_enough() -> None:
+    asked: list[int] = []
+
+    def enough(times: stopwatch.Times) -> bool:
+        asked.append(times.slim.turns)
+        return len(asked) == 2
+
+    slow, fast = (scripted(spin(seconds)) for seconds in (4e-4, 2e-4))
+    found = stopwatch.race([slow], [fast], INPUTS, enough)
+    assert len(asked) == 2
+    assert asked[1] > asked[0] >= 5
+    assert found.dense.turns == found.slim.turns == asked[1]
+    assert stopwatch.race([slow], [fast], INPUTS, lambda times: False, most=1).slim.turns >= 5
 
 
 def test_median_and_ninetieth_percentile_come_from_the_samples() -> None:

@@ -72,7 +72,7 @@ def paper(monkeypatch, tmp_path):
     """`optimize` on a backend whose latencies are a formula."""
 
     def told(engine, *rest):
-        return Measurement(seconds(engine), 0.0, (seconds(engine),), "cpu", True)
+        return Measurement(seconds(engine), 0.0, (seconds(engine),) * 2, "cpu", True, 2)
 
     def in_turn(networks, inputs):
         return [told(engines[0]) for engines in networks]

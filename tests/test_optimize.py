@@ -209,7 +209,7 @@ class Lucky(Crooked):
 class Close(Crooked):
     """The first candidate keeps the limit by so little that it may not the next time."""
 
-    highest = 0.9925
+    margin = 0.0075
 
     def actual(self, slim, allocation):
         cost = super().actual(slim, allocation)

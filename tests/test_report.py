@@ -29,7 +29,7 @@ from fxprune.report import (
 
 def measured(seconds: float) -> Measurement:
     samples = (seconds, 1.01 * seconds)
-    return Measurement(seconds, spread=0.012, samples=samples, clock="cpu", converged=True)
+    return Measurement(seconds, spread=0.012, samples=samples, clock="cpu", converged=True, turns=2)
 
 
 LAYERS = (
