@@ -34,8 +34,7 @@ from fxprune.gauges import LatencyGauge
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.passes.allocation.forms import Forms
 from fxprune.passes.allocation.ladders import Ladder
-from fxprune.passes.merges import find_merges, without_activations
-from fxprune.passes.slim import slim
+from fxprune.passes.merges import find_merges
 from fxprune.prepare import Options, Prepared, prepare
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v2_1.4", "resnet34", "vgg19")
@@ -174,9 +173,7 @@ def fastest(solver: Allocator, value: float) -> Way:
 
 def measure(prepared: Prepared, allocation: Allocation) -> float:
     """Dense over slim latency, both measured in turn."""
-    plan = prepared.plan(allocation, {})
-    module = slim(prepared.captured, prepared.analysis, plan)
-    module = without_activations(module, [merge.span for merge in allocation.merged])
+    module = prepared.slim(allocation, {})
     watch = prepared.timed[None].watch
     assert watch is not None
     return 1 / watch.time(module, lambda times: True).share.value

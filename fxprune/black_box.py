@@ -23,7 +23,7 @@ EVALUATIONS = 16
 TOLERANCE = 0.03
 
 
-def build_allocator(prepared: Prepared, exact: Sequence[Gauge]) -> Allocator:
+def with_proxies(prepared: Prepared, exact: Sequence[Gauge]) -> Allocator:
     """The allocation problem with the costs of `exact`, and those that stand in for a function."""
     analysis = prepared.analysis
     proxies = (
@@ -50,7 +50,7 @@ def search_candidate(
     """The most valuable network found that keeps the function's budget and the exact ones.
 
     Args:
-        allocator: made by `build_allocator` for the same `exact`.
+        allocator: made by `with_proxies` for the same `exact`.
 
     Raises:
         BudgetError: none of those tried keeps them; with the least that was reached.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fxprune.black_box import build_allocator, search_candidate
+from fxprune.black_box import search_candidate, with_proxies
 from fxprune.budget import Budget
 from fxprune.closed_loop import Candidate, Slim, close_the_loop
 from fxprune.gauges import (
@@ -23,6 +23,7 @@ from fxprune.peaks import Peak, binding
 from fxprune.prepare import Prepared
 from fxprune.progress import Tell
 from fxprune.reach import warn_of_frozen_parts
+from fxprune.timed import Timed
 
 Search = Callable[[Sequence[Gauge]], tuple[Allocator, Candidate]]
 
@@ -35,12 +36,14 @@ class Choice:
         allocator: the problem that it solves.
         limits: what every budget that was looked at comes to.
         calls: how often budgets that are functions were called.
+        timed: as in `Prepared`, with all that was seen since.
     """
 
     candidate: Candidate
     allocator: Allocator
     limits: tuple[float, ...]
     calls: int
+    timed: Mapping[str | None, Timed]
 
 
 def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell) -> Choice:
@@ -65,13 +68,16 @@ def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell
         gauges = [gauge for gauge in gauges if gauge is not functions[0]]
         find = partial(_by_search, prepared, functions[0], slim, step)
     if peaks:
-        gauges = binding(peaks, gauges, partial(_build, prepared))
+        gauges = binding(peaks, gauges, partial(build_allocator, prepared))
     while True:
         allocator, candidate = find(gauges)
         # What measuring changed may have brought another moment to the fore.
         exceeded = [gauge for peak in peaks for gauge in peak.exceeded(candidate.allocation)]
         if not exceeded:
-            return Choice(candidate, allocator, limits, sum(gauge.calls for gauge in functions))
+            calls = sum(gauge.calls for gauge in functions)
+            told = {g.budget.backend: g.timed for g in gauges if isinstance(g, LatencyGauge)}
+            timed = {place: told.get(place, start) for place, start in prepared.timed.items()}
+            return Choice(candidate, allocator, limits, calls, timed)
         gauges = [*gauges, *exceeded]
 
 
@@ -91,7 +97,8 @@ def gauge_of(budget: Budget, prepared: Prepared) -> Gauge:
     return MetricGauge(budget, prepared.module, prepared.analysis)
 
 
-def _build(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
+def build_allocator(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
+    """The problem that a network solves, with the costs that budgets limit."""
     return Allocator.build(
         prepared.analysis,
         prepared.ladders,
@@ -105,7 +112,7 @@ def _build(prepared: Prepared, gauges: Sequence[Gauge]) -> Allocator:
 def _by_loop(
     prepared: Prepared, slim: Slim, step: Callable[[int, int], None], gauges: Sequence[Gauge]
 ) -> tuple[Allocator, Candidate]:
-    return close_the_loop(gauges, partial(_build, prepared, gauges), slim, step)
+    return close_the_loop(gauges, partial(build_allocator, prepared, gauges), slim, step)
 
 
 def _by_search(
@@ -115,5 +122,5 @@ def _by_search(
     step: Callable[[int, int], None],
     gauges: Sequence[Gauge],
 ) -> tuple[Allocator, Candidate]:
-    allocator = build_allocator(prepared, gauges)
+    allocator = with_proxies(prepared, gauges)
     return allocator, search_candidate(function, gauges, allocator, slim, step)

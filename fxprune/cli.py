@@ -147,16 +147,20 @@ def build_table(
         int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
     ] = None,
 ) -> None:
-    """Measure all that slimming a model asks for, so that it can be slimmed on another machine."""
+    """Measure all that slimming a model asks for, so that it can be slimmed on another machine.
+
+    That is the model itself, its kernels, and a few slim versions of it.
+    """
     from fxprune.cache import Cache
     from fxprune.prepare import Options, prepare
     from fxprune.progress import shown
+    from fxprune.rehearse import rehearse
 
     options = Options(
         backend=backend, importance="magnitude", multiple_of=multiple_of, merge_layers=True
     )
     with shown(True) as tell:
-        prepare(build(spec), examples(input), options, [None], tell)
+        rehearse(prepare(build(spec), examples(input), options, [None], tell), tell)
     with Cache() as cache:
         Console().print(f"{len(cache)} latencies in {cache.path}", markup=False)
 

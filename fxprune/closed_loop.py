@@ -128,6 +128,7 @@ def close_the_loop(
         )
         rounds.append(Round(predicted, candidate.used))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
+        learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
         if keeps(candidate, gauges):
             if best is None or _rank(candidate, gauges) > _rank(best, gauges):
                 best = candidate
@@ -137,7 +138,6 @@ def close_the_loop(
             if candidate.used[i] > gauge.limit * (1 - gauge.margin):
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
-        learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
         if any(learnt):
             allocator = build()
     if best is None:

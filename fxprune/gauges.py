@@ -148,7 +148,11 @@ class MetricGauge(Gauge):
 
 
 class LatencyGauge(Gauge):
-    """Seconds of one forward pass, as measured."""
+    """Seconds of one forward pass, as measured.
+
+    Attributes:
+        timed: the tables, with all that candidates told.
+    """
 
     aim = 0.985
     unit = 1e-9
@@ -160,14 +164,14 @@ class LatencyGauge(Gauge):
         self.dense = self.whole = timed.seconds
         self.limit = budget.resolve(self.dense)
         self._watch = timed.watch
-        self._timed = timed
+        self.timed = timed
 
     def tables(self, choices: Choices) -> Tables:
-        return self._timed.model(choices).tables
+        return self.timed.model(choices).tables
 
     def learn(self, allocation: Allocation, used: float) -> bool:
-        before, self._timed = self._timed, self._timed.having_seen(allocation, used)
-        return self._timed is not before
+        before, self.timed = self.timed, self.timed.having_seen(allocation, used)
+        return self.timed is not before
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return self._seconds(self._watch.time(slim, self._known)).value

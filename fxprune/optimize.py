@@ -15,7 +15,6 @@ from fxprune.batches import Data
 from fxprune.budget import Budget, BudgetLike, parse
 from fxprune.choose import choose
 from fxprune.errors import InputError
-from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Bound
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import Captured, ExampleInputs, capture
@@ -130,7 +129,7 @@ def optimize(
         prepared = prepare(model, example_inputs, options, places, tell)
         tell("Allocating widths and depth", 0, 0)
         meta = _meta(budgets, prepared)
-        choice = choose(prepared, budgets, partial(_slim, prepared, meta), tell)
+        choice = choose(prepared, budgets, partial(prepared.slim, meta=meta), tell)
         tell("Verifying against the masked original", 0, 0)
         plan = prepared.plan(choice.candidate.allocation, meta)
         spans = [merge.span for merge in choice.candidate.allocation.merged]
@@ -169,12 +168,6 @@ def _built(
     module = without_activations(module, spans)
     verify_merged(module, captured.example_inputs)
     return module, verification
-
-
-def _slim(prepared: Prepared, meta: Mapping[str, object], allocation: Allocation) -> fx.GraphModule:
-    plan = prepared.plan(allocation, meta)
-    module = slim_by_plan(prepared.captured, prepared.analysis, plan)
-    return without_activations(module, [merge.span for merge in allocation.merged])
 
 
 def _meta(budgets: Sequence[Budget], prepared: Prepared) -> dict[str, object]:

@@ -16,6 +16,7 @@ from fxprune import batches
 from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings, get_backend
 from fxprune.batches import Data
+from fxprune.bench import bench_of
 from fxprune.cache import Cache
 from fxprune.elsewhere import Elsewhere, elsewhere
 from fxprune.errors import InputError
@@ -32,11 +33,12 @@ from fxprune.passes.glue.module import require_no_glue
 from fxprune.passes.importance import Importance, magnitude, taylor
 from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import Layer, find_layers
-from fxprune.passes.merges import Merge, find_merges
+from fxprune.passes.merges import Merge, find_merges, without_activations
+from fxprune.passes.slim import slim
 from fxprune.plan import Plan
 from fxprune.probe import Memory, Probe, name_of
 from fxprune.progress import Tell
-from fxprune.timed import Timed, bench_of
+from fxprune.timed import Timed
 
 Loss = Callable[[Any, Any], Tensor]
 ChannelsName = Literal["ordered", "refined"]
@@ -100,6 +102,11 @@ class Prepared:
             allocation.merged,
             self.choose,
         )
+
+    def slim(self, allocation: Allocation, meta: Mapping[str, object]) -> fx.GraphModule:
+        """The network of an allocation, not verified."""
+        module = slim(self.captured, self.analysis, self.plan(allocation, meta))
+        return without_activations(module, [merge.span for merge in allocation.merged])
 
     @property
     def module(self) -> fx.GraphModule:

@@ -33,7 +33,7 @@ def summarise(
     Where several backends count, latencies are those of the first.
     """
     analysis, candidate = prepared.analysis, choice.candidate
-    timed = next(iter(prepared.timed.values()), None)
+    timed = next(iter(choice.timed.values()), None)
     latency = timed.model(choice.allocator.choices) if timed is not None else None
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution

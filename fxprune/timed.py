@@ -2,93 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
-from torch import Tensor
-
-from fxprune import batches
 from fxprune.axes import Atom
-from fxprune.backends import Backend, Settings, profiles
-from fxprune.cache import Cache, Key
-from fxprune.elsewhere import unknown
-from fxprune.measure import PROTOCOL
+from fxprune.bench import Bench
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
-from fxprune.passes.infer import Analysis, named_tensors
-from fxprune.passes.kernels import LayerLatency, measure_layers
+from fxprune.passes.infer import Analysis
+from fxprune.passes.kernels import LayerLatency
 from fxprune.passes.latency import LatencyModel, build_latency_model
 from fxprune.passes.layers import Layer
 from fxprune.passes.merges import Merge
 from fxprune.passes.seen import Seen
-from fxprune.progress import Tell
 from fxprune.stopwatch import Stopwatch
 
 # A merged kernel this many times slower than its parts, at dense widths, is not looked at further:
 # where the trunk is narrow it may still win.
 SLOWEST = 1.25
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and how kernels are measured.
-
-    Attributes:
-        alignment: of the widths at which they are measured.
-        cache: path of the latency cache.
-    """
-
-    backend: Backend
-    settings: Settings
-    device: str
-    alignment: int
-    cache: str | None
-    tell: Tell
-
-    def tables(
-        self, layers: Sequence[Layer], ladders: Mapping[Atom, Ladder]
-    ) -> tuple[LayerLatency, ...]:
-        """The latency of every layer over the widths that `ladders` leave free."""
-        with Cache(self.cache) as store:
-            return measure_layers(
-                layers,
-                Choices(ladders),
-                self.backend,
-                self.settings,
-                self.device,
-                self.alignment,
-                store,
-                partial(self.tell, "Measuring kernels"),
-            )
-
-    def remember(
-        self, captured: Captured, seconds: float, profile: Mapping[str, float] | None
-    ) -> None:
-        """Keep what a network takes as a whole, for machines to which the cache is carried."""
-        with Cache(self.cache) as store:
-            store.put(self._key(captured), {"seconds": seconds, "profile": profile})
-
-    def recall(self, captured: Captured) -> tuple[float, Mapping[str, float] | None]:
-        """What was kept of a network: its seconds and its profile.
-
-        Raises:
-            MeasurementError: it was not measured.
-        """
-        with Cache(self.cache) as store:
-            kept = store.get(self._key(captured))
-        if kept is None:
-            raise unknown(self.backend, "this network")
-        return float(kept["seconds"]), kept["profile"]
-
-    def _key(self, captured: Captured) -> Key:
-        backend = self.backend
-        device, version = backend.device(self.device), backend.version()
-        subject, protocol = f"network {_structure(captured)}", f"{PROTOCOL} {profiles.PROTOCOL}"
-        return Key(device, backend.name, version, self.settings, subject, protocol)
 
 
 @dataclass(frozen=True)
@@ -101,7 +34,7 @@ class Timed:
         profile: seconds of every node in the dense network, where the backend can tell.
         layers: the table of every layer.
         merges: the tables of spans that may be merged, by name.
-        seen: slim networks that were profiled.
+        seen: slim networks that were profiled, now or before.
     """
 
     bench: Bench
@@ -131,7 +64,8 @@ class Timed:
         profile = backend.profile(watch.engines[0], inputs)
         seconds = watch.dense.seconds
         bench.remember(captured, seconds, profile)
-        return Timed(bench, captured, analysis, seconds, watch, profile, tables)
+        seen = bench.recall_seen(captured, analysis, seconds)
+        return Timed(bench, captured, analysis, seconds, watch, profile, tables, seen=seen)
 
     @staticmethod
     def recall(
@@ -148,7 +82,8 @@ class Timed:
         """
         seconds, profile = bench.recall(captured)
         tables = bench.tables(layers, ladders)
-        return Timed(bench, captured, analysis, seconds, None, profile, tables)
+        seen = bench.recall_seen(captured, analysis, seconds)
+        return Timed(bench, captured, analysis, seconds, None, profile, tables, seen=seen)
 
     def with_merges(self, merges: Iterable[Merge], ladders: Mapping[Atom, Ladder]) -> Timed:
         """The same with the merged kernels of `merges` measured too."""
@@ -170,6 +105,8 @@ class Timed:
     def having_seen(self, allocation: Allocation, seconds: float) -> Timed:
         """The same with what the profile of the network measured last tells, if there is one.
 
+        The cache keeps it for whoever slims the same network next.
+
         Args:
             seconds: what that network takes.
         """
@@ -181,7 +118,9 @@ class Timed:
             return self
         layers = [table.layer for table in self.layers]
         found = Seen.of(allocation.sizes, allocation.merged, deployed, profile, seconds, layers)
-        return replace(self, seen=(*self.seen, found))
+        seen = (*self.seen, found)
+        self.bench.keep_seen(self.captured, self.analysis, self.seconds, seen)
+        return replace(self, seen=seen)
 
     def model(self, choices: Choices) -> LatencyModel:
         """The latency of the whole network as tables over `choices`."""
@@ -195,28 +134,3 @@ class Timed:
             self.merges,
             self.seen,
         )
-
-
-def _structure(captured: Captured) -> str:
-    """Everything that a network's latency depends on but the numbers in its tensors."""
-    module = captured.module
-    lines = [
-        str(module.graph),
-        *(f"{name} {part!r}" for name, part in module.named_modules() if not [*part.children()]),
-        *(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in named_tensors(module)),
-        *(f"{t.dtype} {tuple(t.shape)}" for t in captured.example_inputs if isinstance(t, Tensor)),
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def bench_of(
-    backend: Backend,
-    settings: Settings | None,
-    captured: Captured,
-    alignment: int,
-    cache: str | None,
-    tell: Tell,
-) -> Bench:
-    """The bench on which the kernels of a captured model are measured."""
-    device = batches.device_of(captured.module).type
-    return Bench(backend, settings or Settings(), device, alignment, cache, tell)

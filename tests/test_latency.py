@@ -117,7 +117,7 @@ def test_the_sum_of_kernels_never_exceeds_the_whole_network(formula, tmp_path):
         tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
     alone = sum(seconds_of(layer.region) for layer in layers)
     built = latency.build_latency_model(captured.module, analysis, choices, tables, alone / 2, None)
-    assert [scale for _, scale in built.layers] == pytest.approx([0.5] * len(layers))
+    assert [inside.scale for inside in built.layers] == pytest.approx([0.5] * len(layers))
     assert sum(built.by_layer({}).values()) == pytest.approx(alone / 2)
 
 

@@ -1,5 +1,6 @@
 """What networks that were profiled tell about the tables."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_tables_tell_of_a_network_that_was_seen_what_it_took(setting):
     took = sum(slim_profile.values())
     assert told() > 1.2 * took
     assert told(seen) == pytest.approx(took, rel=0.01)
+
+
+def test_what_was_seen_survives_json_and_a_change_of_pace(setting):
+    captured, analysis, layers, choices, _ = setting
+    sizes = {atom: rung.widths[1] for atom, rung in choices.ladders.items()}
+    profile = profile_of(layers, sizes)
+    module = deployed(captured, analysis, sizes)
+    seen, slower = (
+        Seen.of(sizes, (), module, profile, pace * sum(profile.values()), layers)
+        for pace in (1.0, 2.0)
+    )
+    groups = {group.atom: group.name for group in analysis.groups}
+    text = json.dumps(seen.scaled(2.0).to_json(groups))
+    assert Seen.from_json(json.loads(text), {n: a for a, n in groups.items()}) == slower
 
 
 def test_a_correction_holds_near_the_widths_that_were_seen():

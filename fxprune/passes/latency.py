@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.axes import Atom, Axis
+from fxprune.axes import Atom, Axis, kept_size
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
@@ -38,18 +37,42 @@ FREE_OPERATIONS = frozenset(
 
 
 @dataclass(frozen=True)
+class Inside:
+    """A layer's latency inside of the network: its table, put right.
+
+    Attributes:
+        scale: what puts it right in the dense network.
+        correction: what puts it right in networks that were seen.
+    """
+
+    table: LayerLatency
+    scale: float
+    correction: Correction | None = None
+
+    def __call__(self, width_in: Any, width_out: Any, inner: Any) -> Array:
+        """Seconds at the given widths, as in `LayerLatency`."""
+        more = 1.0 if self.correction is None else self.correction(width_in, width_out)
+        return self.scale * more * self.table(width_in, width_out, inner)
+
+    def at(self, sizes: Mapping[Atom, int]) -> float:
+        """Seconds when atoms have the given sizes."""
+        layer = self.table.layer
+        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
+        return float(self(*map(np.array, widths)))
+
+
+@dataclass(frozen=True)
 class LatencyModel:
     """The latency of the whole network, seconds.
 
     Attributes:
-        layers: each layer's own table, and what it is multiplied with to be right in the dense
-            network.
-        merges: the same for the spans that may be merged, by name.
+        layers: those of all layers.
+        merges: those of the spans that may be merged, by name.
         tables: all of it over the choices.
     """
 
-    layers: tuple[tuple[LayerLatency, float], ...]
-    merges: Mapping[str, tuple[LayerLatency, float]]
+    layers: tuple[Inside, ...]
+    merges: Mapping[str, Inside]
     tables: Tables
 
     def by_layer(
@@ -63,13 +86,13 @@ class LatencyModel:
         Those of a merged span are counted at its first convolution.
         """
         seconds = {
-            table.layer.node: 0.0 if table.layer.node in gone else table.at(sizes) * scale
-            for table, scale in self.layers
+            node: 0.0 if node in gone else inside.at(sizes)
+            for inside in self.layers
+            for node in [inside.table.layer.node]
         }
         for merge in merged:
-            table, scale = self.merges[merge.name]
             seconds |= dict.fromkeys(merge.gone & seconds.keys(), 0.0)
-            seconds[merge.span.convolutions[0]] = table.at(sizes) * scale
+            seconds[merge.span.convolutions[0]] = self.merges[merge.name].at(sizes)
         return seconds
 
 
@@ -93,8 +116,8 @@ def build_latency_model(
         merged: tables of the spans that may be merged, by name.
         seen: slim networks that were profiled since.
     """
-    inside = {name for table in tables for name in table.layer.fused}
-    others = _other_tensors(module, analysis, inside)
+    fused = {name for table in tables for name in table.layer.fused}
+    others = _other_tensors(module, analysis, fused)
     kernels = [table.at({}) for table in tables]
     elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
     if profile:
@@ -115,11 +138,14 @@ def build_latency_model(
     total = Tables(choices.domains, constant=0.0 if known else dense_seconds)
     scales = [pace * s / k for s, k in zip(seconds, kernels, strict=True)]
     corrected = corrections(tables, scales, seen)
-    for table, scale in zip(tables, scales, strict=True):
-        layer = table.layer
+    layers = tuple(
+        Inside(table, scale, corrected.get(table.layer.node))
+        for table, scale in zip(tables, scales, strict=True)
+    )
+    for inside in layers:
+        layer = inside.table.layer
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
-        seconds_of = partial(_scaled, table, scale, corrected.get(layer.node))
-        total.add_function(widths, seconds_of, choices.runs.get(layer.node))
+        total.add_function(widths, inside, choices.runs.get(layer.node))
     shares = {name: copies * count / whole if whole else 0.0 for name, count in elements.items()}
     apart = between_layers(
         others,
@@ -147,17 +173,9 @@ def build_latency_model(
         scale = sum(scales[i] * kernels[i] for i in alike) / alone if alone else pace
         widths = [choices.width(axis) for axis in (layer.inputs, layer.outputs, layer.inner)]
         gate = choices.forms.taken(merge.name)
-        total.add_function(widths, partial(_scaled, table, scale, None), gate)
-        merges[merge.name] = (table, scale)
-    return LatencyModel(tuple(zip(tables, scales, strict=True)), merges, total)
-
-
-def _scaled(
-    table: LayerLatency, scale: float, correction: Correction | None, *widths: Any
-) -> Array:
-    width_in, width_out, _ = widths
-    more = 1.0 if correction is None else correction(width_in, width_out)
-    return scale * more * table(*widths)
+        merges[merge.name] = Inside(table, scale)
+        total.add_function(widths, merges[merge.name], gate)
+    return LatencyModel(layers, merges, total)
 
 
 def _elements(axes: Sequence[Axis]) -> int:

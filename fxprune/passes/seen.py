@@ -91,6 +91,37 @@ class Seen:
         between = {name: pace * rest.pop(name) for name in nodes & rest.keys()}
         return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes)
 
+    def scaled(self, factor: float) -> Seen:
+        """The same with all times multiplied."""
+        return Seen(
+            self.sizes,
+            tuple((nodes, factor * seconds) for nodes, seconds in self.kernels),
+            {name: factor * seconds for name, seconds in self.between.items()},
+            factor * self.left,
+            self.nodes,
+        )
+
+    def to_json(self, groups: Mapping[Atom, str]) -> dict[str, Any]:
+        """As plain data, with the names of groups for their atoms."""
+        return {
+            "sizes": {groups[atom]: size for atom, size in self.sizes.items()},
+            "kernels": [[[*nodes], seconds] for nodes, seconds in self.kernels],
+            "between": dict(self.between),
+            "left": self.left,
+            "nodes": sorted(self.nodes),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any], atoms: Mapping[str, Atom]) -> Seen:
+        """From `to_json`, in a network of the same structure."""
+        return Seen(
+            {atoms[name]: size for name, size in data["sizes"].items()},
+            tuple((tuple(nodes), seconds) for nodes, seconds in data["kernels"]),
+            data["between"],
+            data["left"],
+            frozenset(data["nodes"]),
+        )
+
 
 @dataclass(frozen=True)
 class Correction:

@@ -1,0 +1,131 @@
+"""Where latencies are measured, and what the cache keeps of kernels and whole networks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from fxprune import batches
+from fxprune.axes import Atom
+from fxprune.backends import Backend, Settings, profiles
+from fxprune.cache import Cache, Key
+from fxprune.elsewhere import unknown
+from fxprune.measure import PROTOCOL
+from fxprune.passes.allocation.ladders import Ladder
+from fxprune.passes.allocation.widths import Choices
+from fxprune.passes.capture import Captured
+from fxprune.passes.infer import Analysis, named_tensors
+from fxprune.passes.kernels import LayerLatency, measure_layers
+from fxprune.passes.layers import Layer
+from fxprune.passes.seen import Seen
+from fxprune.progress import Tell
+
+KEPT = 8
+"""Slim versions of a network that the cache keeps what was seen of, the latest ones."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how kernels are measured.
+
+    Attributes:
+        alignment: of the widths at which they are measured.
+        cache: path of the latency cache.
+    """
+
+    backend: Backend
+    settings: Settings
+    device: str
+    alignment: int
+    cache: str | None
+    tell: Tell
+
+    def tables(
+        self, layers: Sequence[Layer], ladders: Mapping[Atom, Ladder]
+    ) -> tuple[LayerLatency, ...]:
+        """The latency of every layer over the widths that `ladders` leave free."""
+        with Cache(self.cache) as store:
+            return measure_layers(
+                layers,
+                Choices(ladders),
+                self.backend,
+                self.settings,
+                self.device,
+                self.alignment,
+                store,
+                partial(self.tell, "Measuring kernels"),
+            )
+
+    def remember(
+        self, captured: Captured, seconds: float, profile: Mapping[str, float] | None
+    ) -> None:
+        """Keep what a network takes as a whole, for machines to which the cache is carried."""
+        with Cache(self.cache) as store:
+            store.put(self._key(captured), {"seconds": seconds, "profile": profile})
+
+    def recall(self, captured: Captured) -> tuple[float, Mapping[str, float] | None]:
+        """What was kept of a network: its seconds and its profile.
+
+        Raises:
+            MeasurementError: it was not measured.
+        """
+        with Cache(self.cache) as store:
+            kept = store.get(self._key(captured))
+        if kept is None:
+            raise unknown(self.backend, "this network")
+        return float(kept["seconds"]), kept["profile"]
+
+    def keep_seen(
+        self, captured: Captured, analysis: Analysis, seconds: float, seen: Sequence[Seen]
+    ) -> None:
+        """Keep the latest slim networks that were profiled beside one that took `seconds`."""
+        groups = {group.atom: group.name for group in analysis.groups}
+        apart = {(tuple(some.sizes.items()), some.nodes): some for some in seen}
+        networks = [some.scaled(1 / seconds).to_json(groups) for some in apart.values()][-KEPT:]
+        with Cache(self.cache) as store:
+            store.put(self._key(captured, "slim versions of"), {"networks": networks})
+
+    def recall_seen(
+        self, captured: Captured, analysis: Analysis, seconds: float
+    ) -> tuple[Seen, ...]:
+        """What was kept of slim versions of a network, which now takes `seconds` itself."""
+        atoms = {group.name: group.atom for group in analysis.groups}
+        with Cache(self.cache) as store:
+            kept = store.get(self._key(captured, "slim versions of")) or {"networks": []}
+        return tuple(Seen.from_json(some, atoms).scaled(seconds) for some in kept["networks"])
+
+    def _key(self, captured: Captured, what: str = "") -> Key:
+        backend = self.backend
+        device, version = backend.device(self.device), backend.version()
+        subject = f"{what} network {_structure(captured)}".lstrip()
+        protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
+        return Key(device, backend.name, version, self.settings, subject, protocol)
+
+
+def bench_of(
+    backend: Backend,
+    settings: Settings | None,
+    captured: Captured,
+    alignment: int,
+    cache: str | None,
+    tell: Tell,
+) -> Bench:
+    """The bench on which the kernels of a captured model are measured."""
+    device = batches.device_of(captured.module).type
+    return Bench(backend, settings or Settings(), device, alignment, cache, tell)
+
+
+def _structure(captured: Captured) -> str:
+    """Everything that a network's latency depends on but the numbers in its tensors."""
+    module = captured.module
+    lines = [
+        str(module.graph),
+        *(f"{name} {part!r}" for name, part in module.named_modules() if not [*part.children()]),
+        *(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in named_tensors(module)),
+        *(f"{t.dtype} {tuple(t.shape)}" for t in captured.example_inputs if isinstance(t, Tensor)),
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
