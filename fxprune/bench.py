@@ -24,6 +24,9 @@ from fxprune.passes.layers import Layer
 from fxprune.passes.seen import Seen
 from fxprune.progress import Tell
 
+SEEN = "seen/1"
+"""Version of what is kept of slim networks; others are not read."""
+
 KEPT = 8
 """Slim versions of a network that the cache keeps what was seen of, the latest ones."""
 
@@ -84,7 +87,7 @@ class Bench:
     ) -> None:
         """Keep the latest slim networks that were profiled beside one that took `seconds`."""
         groups = {group.atom: group.name for group in analysis.groups}
-        apart = {(tuple(some.sizes.items()), some.nodes): some for some in seen}
+        apart = {(frozenset(some.sizes.items()), some.nodes): some for some in seen}
         networks = [some.scaled(1 / seconds).to_json(groups) for some in apart.values()][-KEPT:]
         with Cache(self.cache) as store:
             store.put(self._key(captured, "slim versions of"), {"networks": networks})
@@ -96,13 +99,17 @@ class Bench:
         atoms = {group.name: group.atom for group in analysis.groups}
         with Cache(self.cache) as store:
             kept = store.get(self._key(captured, "slim versions of")) or {"networks": []}
-        return tuple(Seen.from_json(some, atoms).scaled(seconds) for some in kept["networks"])
+        return tuple(
+            Seen.from_json(some, atoms).scaled(seconds)
+            for some in kept["networks"]
+            if some["sizes"].keys() <= atoms.keys()  # found by another version, perhaps
+        )
 
     def _key(self, captured: Captured, what: str = "") -> Key:
         backend = self.backend
         device, version = backend.device(self.device), backend.version()
         subject = f"{what} network {_structure(captured)}".lstrip()
-        protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
+        protocol = f"{PROTOCOL} {profiles.PROTOCOL} {SEEN}"
         return Key(device, backend.name, version, self.settings, subject, protocol)
 
 

@@ -1,0 +1,77 @@
+"""What the cache keeps of slim networks that were profiled."""
+
+import pytest
+from torch import nn
+
+from fxprune import bench, prepare, rehearse
+from fxprune.backends import Settings, get_backend
+from fxprune.bench import Bench
+from fxprune.passes.capture import capture
+from fxprune.passes.infer import infer
+from fxprune.passes.seen import Seen
+from fxprune.prepare import Options
+from tests.networks import images, small_resnet
+
+
+def quiet(what, done, total):
+    del what, done, total
+
+
+def understood(model, *inputs):
+    captured = capture(model, inputs)
+    return captured, infer(captured)
+
+
+@pytest.fixture
+def place(tmp_path):
+    path = str(tmp_path / "cache")
+    return Bench(get_backend("onnxruntime"), Settings(), "cpu", 4, path, quiet)
+
+
+def seen(analysis, width):
+    sizes = {group.atom: min(width, group.size) for group in analysis.groups}
+    kernels = ((("conv1",), 0.5), (("layer1_0_conv1", "layer1_0_conv2"), 0.25))
+    return Seen(sizes, kernels, {"mean": 0.125}, 0.0625, frozenset({"conv1", "mean"}))
+
+
+def test_what_was_seen_is_recalled_at_the_pace_of_the_dense_network(place):
+    captured, analysis = understood(small_resnet(16), images(1))
+    found = seen(analysis, 8)
+    place.keep_seen(captured, analysis, 2.0, [found])
+    again, fresh = understood(small_resnet(16), images(1))
+    (recalled,) = place.recall_seen(again, fresh, 4.0)
+    names = {group.name: recalled.sizes[group.atom] for group in fresh.groups}
+    assert names == {group.name: found.sizes[group.atom] for group in analysis.groups}
+    assert recalled.kernels == found.scaled(2.0).kernels
+    assert (recalled.between, recalled.left) == ({"mean": 0.25}, 0.125)
+    assert recalled.nodes == found.nodes
+
+
+def test_the_latest_are_kept_each_once(place, monkeypatch):
+    monkeypatch.setattr(bench, "KEPT", 2)
+    captured, analysis = understood(small_resnet(16), images(1))
+    some = [seen(analysis, width) for width in (4, 8, 12, 12)]
+    place.keep_seen(captured, analysis, 1.0, some)
+    assert place.recall_seen(captured, analysis, 1.0) == tuple(some[1:3])
+
+
+def test_nothing_is_recalled_of_a_network_of_another_structure(place):
+    captured, analysis = understood(small_resnet(16), images(1))
+    place.keep_seen(captured, analysis, 1.0, [seen(analysis, 8)])
+    assert place.recall_seen(*understood(small_resnet(8), images(1)), 1.0) == ()
+
+
+def test_rehearsals_are_there_for_the_next_one_who_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearse, "SHARES", (0.7, 1e-9))
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU())
+    options = Options(importance="magnitude", backend="onnxruntime", cache=str(tmp_path / "cache"))
+
+    def timed():
+        return prepare.prepare(model.eval(), images(1), options, [None], quiet)
+
+    first = timed()
+    assert first.timed[None].seen == ()
+    rehearse.rehearse(first, quiet)
+    (kept,) = timed().timed[None].seen
+    dense = sum(group.size for group in first.analysis.groups)
+    assert 0 < sum(kept.sizes.values()) < dense
