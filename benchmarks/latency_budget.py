@@ -4,11 +4,13 @@
     python -m benchmarks.latency_budget resnet50 --budgets 60 --backends onnxruntime
 
 For each row a network is slimmed to a share of its latency by magnitude. *Predicted* is what the
-tables alone said of the first candidate, when nothing was measured but the dense network; *first*
-is what that candidate then took; *later errors* are those of the tables after one candidate was
-profiled, after two, and so on; *measured* is the slim model that was returned, compiled afresh and
-measured in turn with the dense one. All are shares of the dense latency. Rows that the file has
-already are not run again, so a run that was interrupted is taken up by the same command.
+tables said of the first candidate before it was measured: put right by the dense network, and by
+the slim versions of it that were profiled for earlier budgets, which the cache keeps (*known*,
+their number: 0 where the tables were alone). *First* is what that candidate then took; *later
+errors* are those of the tables after one candidate of this row was profiled, after two, and so on;
+*measured* is the slim model that was returned, compiled afresh and measured in turn with the dense
+one. All are shares of the dense latency. Rows that the file has already are not run again, so a run
+that was interrupted is taken up by the same command.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ NETWORKS = (
     "densenet121", "regnet_y_400mf", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16",
 )  # fmt: skip
 COLUMNS = (
-    "network", "backend", "requested", "dense ms", "predicted", "first", "error", "later errors",
-    "measured", "interval", "rounds", "seconds", "in window",
+    "network", "backend", "requested", "dense ms", "known", "predicted", "first", "error",
+    "later errors", "measured", "interval", "rounds", "seconds", "in window",
 )  # fmt: skip
 LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
@@ -113,7 +115,7 @@ def row(
     share = times.share
     return [
         f"{1e3 * times.dense.seconds:.2f}",
-        *(predicted(rounds[0], whole) if rounds else ("-", "-", "-")),
+        *(predicted(rounds[0], whole) if rounds else ["-"] * 4),
         ", ".join(f"{off_by(later):+.1f} %" for later in rounds[1:]) or "-",
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
@@ -129,10 +131,11 @@ def clear(times: Times) -> bool:
     return share.high - share.low <= 2 * CLEAR * share.value
 
 
-def predicted(first: Round, dense: float) -> tuple[str, str, str]:
-    """What was predicted of the first candidate, what it took, and how far that is off."""
+def predicted(first: Round, dense: float) -> tuple[str, str, str, str]:
+    """What was known and predicted of the first candidate, what it took, how far that is off."""
     told, took = first.predicted[0], first.measured[0]
     return (
+        f"{first.known[0]}",
         f"{100 * told / dense:.1f} %",
         f"{100 * took / dense:.1f} %",
         f"{off_by(first):+.1f} %",
@@ -144,16 +147,23 @@ def off_by(found: Round) -> float:
     return 100 * (found.predicted[0] / found.measured[0] - 1)
 
 
+def size_of(error: str) -> float:
+    """How far off, per cent, whichever way."""
+    return abs(float(error.split()[0]))
+
+
 def summary(table: WrittenTable) -> str:
     """How good the first predictions were, and whether every budget was kept."""
-    alone, rounds = (
-        [[abs(float(e.split()[0])) for e in cell.split(",")] for cell in column if cell != "-"]
-        for column in (table.column("error"), table.column("later errors"))
-    )
+    firsts = zip(table.column("known"), table.column("error"), strict=True)
+    told = [(known, size_of(error)) for known, error in firsts if error != "-"]
+    later = [cell.split(",") for cell in table.column("later errors") if cell != "-"]
     errors = {
-        "the tables alone": [first for first, *_ in alone],
-        "the tables put right by the profile of one slim network": [first for first, *_ in rounds],
-        "the tables put right by more": [error for _, *more in rounds for error in more],
+        "the tables alone": [error for known, error in told if known == "0"],
+        "first predictions from tables put right by earlier budgets": [
+            error for known, error in told if known != "0"
+        ],
+        "all first predictions": [error for _, error in told],
+        "the tables put right by candidates": [size_of(e) for cells in later for e in cells],
     }
     verdicts = table.column("in window")
     refused = sum(verdict.startswith("refused") for verdict in verdicts)

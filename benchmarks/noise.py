@@ -8,7 +8,8 @@ whose ratio is measured. The turns are cut into groups of as many as one measure
 statistic makes one ratio of each group; the figures are those ratios' mean, and in per cent of it
 their standard deviation: how far one measurement may be from the next. *Turn* is the quantile of
 the calls that counts as the latency of a turn, *of turns* the quantile of those that counts as the
-network's; *pairs* is the median of the ratios of turns that follow one another.
+network's; *pairs* is the median of the ratios of turns that follow one another. Backends that the
+file has already are not run again.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def main() -> None:
     intro = " ".join(__doc__.split("\n\n")[2].split("\n"))
     heading = f"# The statistics of noisy turns\n\n{intro}\n\n{machine}; one thread, CPU time."
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
-    table.rows.clear()
-    for backend in arguments.backends:
+    asked = [name for name in arguments.backends if name not in table.column("backend")]
+    for backend in asked:
         dense, slim = turns(backend, arguments.seconds)
         for turn in WITHIN:
             a, b = (np.quantile(calls, turn, axis=1) for calls in (dense, slim))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -27,8 +28,9 @@ from fxprune.progress import Tell
 SEEN = "seen/1"
 """Version of what is kept of slim networks; others are not read."""
 
-KEPT = 8
-"""Slim versions of a network that the cache keeps what was seen of, the latest ones."""
+KEPT = 3
+ALIKE = 0.03
+"""So many slim versions of a network are kept whose shares of its latency are so close."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,23 @@ class Bench:
         return float(kept["seconds"]), kept["profile"]
 
     def keep_seen(
-        self, captured: Captured, analysis: Analysis, seconds: float, seen: Sequence[Seen]
+        self, captured: Captured, analysis: Analysis, seconds: float, found: Seen
     ) -> None:
-        """Keep the latest slim networks that were profiled beside one that took `seconds`."""
+        """Keep what was seen of a slim version of a network that takes `seconds` itself.
+
+        Of versions with about the same latency the latest are kept.
+        """
         groups = {group.atom: group.name for group in analysis.groups}
-        apart = {(frozenset(some.sizes.items()), some.nodes): some for some in seen}
-        networks = [some.scaled(1 / seconds).to_json(groups) for some in apart.values()][-KEPT:]
+        share = found.scaled(1 / seconds)
+        new = {"share": share.seconds, **share.to_json(groups)}
+        key = self._key(captured, "slim versions of", SEEN)
         with Cache(self.cache) as store:
-            store.put(self._key(captured, "slim versions of"), {"networks": networks})
+            kept = (store.get(key) or {"networks": []})["networks"]
+            others = [some for some in kept if not _same(some, new)]
+            alike = [some for some in others if abs(some["share"] - new["share"]) < ALIKE]
+            oldest = alike[: max(len(alike) + 1 - KEPT, 0)]
+            networks = [*(some for some in others if some not in oldest), new]
+            store.put(key, {"networks": networks})
 
     def recall_seen(
         self, captured: Captured, analysis: Analysis, seconds: float
@@ -98,19 +109,24 @@ class Bench:
         """What was kept of slim versions of a network, which now takes `seconds` itself."""
         atoms = {group.name: group.atom for group in analysis.groups}
         with Cache(self.cache) as store:
-            kept = store.get(self._key(captured, "slim versions of")) or {"networks": []}
+            kept = store.get(self._key(captured, "slim versions of", SEEN)) or {"networks": []}
         return tuple(
             Seen.from_json(some, atoms).scaled(seconds)
             for some in kept["networks"]
-            if some["sizes"].keys() <= atoms.keys()  # found by another version, perhaps
+            if some["sizes"].keys() <= atoms.keys()  # told by another version, perhaps
         )
 
-    def _key(self, captured: Captured, what: str = "") -> Key:
+    def _key(self, captured: Captured, what: str = "", *protocols: str) -> Key:
         backend = self.backend
         device, version = backend.device(self.device), backend.version()
         subject = f"{what} network {_structure(captured)}".lstrip()
-        protocol = f"{PROTOCOL} {profiles.PROTOCOL} {SEEN}"
+        protocol = " ".join([PROTOCOL, profiles.PROTOCOL, *protocols])
         return Key(device, backend.name, version, self.settings, subject, protocol)
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two networks that are kept have the same widths and nodes."""
+    return all(one[name] == other[name] for name in ("sizes", "nodes"))
 
 
 def bench_of(

@@ -63,7 +63,7 @@ def search_candidate(
         nonlocal best
         tell(len(rounds), EVALUATIONS)
         candidate = measured(allocator.read(solution), gauges, slim)
-        rounds.append(Round((), candidate.used))
+        rounds.append(Round((), candidate.used, ()))
         if keeps(candidate, gauges) and (best is None or candidate.value > best.value):
             best = candidate
         return candidate.used[0]

@@ -32,10 +32,14 @@ MOST_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of the loop: cost of a candidate per budget, as predicted (if so) and as found."""
+    """One turn of the loop: cost of a candidate per budget, as predicted (if so) and as found.
+
+    known: slim networks that had put the prediction right by then, per budget.
+    """
 
     predicted: tuple[float, ...]
     found: tuple[float, ...]
+    known: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ def close_the_loop(
         predicted = tuple(
             c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
         )
-        rounds.append(Round(predicted, candidate.used))
+        known = tuple(gauge.known for gauge in gauges)
+        rounds.append(Round(predicted, candidate.used, known))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
-        learnt = [gauge.learn(allocation, candidate.used[i]) for i, gauge in enumerate(gauges)]
+        learnt = [gauge.learn(allocation) for gauge in gauges]
         if keeps(candidate, gauges):
             if best is None or _rank(candidate, gauges) > _rank(best, gauges):
                 best = candidate
@@ -157,7 +162,7 @@ def _corrections(
         _Correction(
             gauge.limit,
             (
-                (dense[i], gauge.dense),
+                (gauge.told_of_dense(dense[i]), gauge.dense),
                 *((t, c.used[i]) for t, c in zip(told[i], tried, strict=True)),
             ),
         )

@@ -46,13 +46,22 @@ class Gauge(ABC):
     def tables(self, choices: Choices) -> Tables:
         """The cost as tables over the choices."""
 
+    def told_of_dense(self, told: float) -> float:
+        """What the tables say of the dense network, where that is what puts them right."""
+        return told
+
+    @property
+    def known(self) -> int:
+        """The number of slim networks that have put the tables right."""
+        return 0
+
     @abstractmethod
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         """What a candidate really uses."""
 
-    def learn(self, allocation: Allocation, used: float) -> bool:
+    def learn(self, allocation: Allocation) -> bool:
         """Put the tables right by the candidate that was measured last; whether they changed."""
-        del allocation, used
+        del allocation
         return False
 
 
@@ -167,10 +176,18 @@ class LatencyGauge(Gauge):
         self.timed = timed
 
     def tables(self, choices: Choices) -> Tables:
-        return self.timed.model(choices).tables
+        return self.timed.model(choices, self.limit).tables
 
-    def learn(self, allocation: Allocation, used: float) -> bool:
-        before, self.timed = self.timed, self.timed.having_seen(allocation, used)
+    def told_of_dense(self, told: float) -> float:
+        # Slim networks that were seen have put the tables right where these are.
+        return self.dense if self.timed.seen else told
+
+    @property
+    def known(self) -> int:
+        return len(self.timed.seen)
+
+    def learn(self, allocation: Allocation) -> bool:
+        before, self.timed = self.timed, self.timed.having_seen(allocation)
         return self.timed is not before
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
@@ -205,7 +222,7 @@ class TabledLatencyGauge(Gauge):
         self._tables: Tables | None = None
 
     def tables(self, choices: Choices) -> Tables:
-        self._tables = self._timed.model(choices).tables
+        self._tables = self._timed.model(choices, self.limit).tables
         return self._tables
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:

@@ -177,6 +177,6 @@ def pareto(
                 continue
             (cost,), solution = allocation.costs, allocation.solution
             plan = prepared.plan(allocation, {})
-            share = cost / dense
+            share = cost / gauge.dense
             found.append(Point(cost, share, solution.value, solution.bound, plan))
     return Front(resource, tuple(found))

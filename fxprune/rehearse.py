@@ -22,18 +22,21 @@ SHARES = (0.8, 0.65, 0.5, 0.35)
 def rehearse(prepared: Prepared, tell: Tell) -> None:
     """Slim the network to several shares of its latency, and have the cache keep what is seen.
 
-    Shares that are out of reach are left out.
+    Shares that are out of reach are left out, and backends that cannot profile tell nothing.
     """
     gauges = [
         gauge_of(Budget("latency", 1.0, relative=True, backend=place), prepared)
-        for place in prepared.timed
+        for place, timed in prepared.timed.items()
+        if timed.watch is not None and timed.profile
     ]
+    if not gauges:
+        return
     for done, share in enumerate(SHARES):
         tell("Rehearsing slim networks", done, len(SHARES))
         allocator = build_allocator(prepared, gauges)
         allocation = allocator.solve([share * gauge.limit for gauge in gauges])
         if not allocation.sizes:
             break
-        candidate = measured(allocation, gauges, partial(prepared.slim, meta={}))
-        for gauge, used in zip(gauges, candidate.used, strict=True):
-            gauge.learn(allocation, used)
+        measured(allocation, gauges, partial(prepared.slim, meta={}))
+        for gauge in gauges:
+            gauge.learn(allocation)

@@ -92,10 +92,13 @@ class Round:
 
     In seconds, MACs, parameters, bytes, or what a budget function returns, which is not predicted
     where it is the only budget that has to be measured.
+
+    known: slim networks that had put the prediction right by then, per budget.
     """
 
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
+    known: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +44,25 @@ class Times:
         """Slim over dense latency."""
         return ratio(self.slim, self.dense)
 
+    def pooled_with(self, more: Times) -> Times:
+        """Both together."""
+        return Times(pooled([self.dense, more.dense]), pooled([self.slim, more.slim]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A slim network that was measured.
+
+    Attributes:
+        deployed: as it is deployed.
+        engines: it, set up a few times.
+    """
+
+    slim: fx.GraphModule
+    deployed: fx.GraphModule
+    engines: tuple[Engine, ...]
+    times: Times
+
 
 @dataclass
 class Stopwatch:
@@ -53,7 +72,7 @@ class Stopwatch:
         engines: the dense network, set up a few times.
         dense: its latency.
         times: what was measured of candidates, as long as they are there.
-        latest: the candidate that was measured last, as it is deployed, and an engine of it.
+        latest: the candidate that was measured last.
     """
 
     backend: Backend
@@ -62,7 +81,7 @@ class Stopwatch:
     engines: tuple[Engine, ...]
     dense: Measurement
     times: WeakKeyDictionary[fx.GraphModule, Times] = field(default_factory=WeakKeyDictionary)
-    latest: tuple[fx.GraphModule, Engine] | None = None
+    latest: Candidate | None = None
 
     @staticmethod
     def start(
@@ -76,15 +95,23 @@ class Stopwatch:
     def time(self, slim: fx.GraphModule, enough: Callable[[Times], bool]) -> Times:
         """Compile `slim` afresh, as it is deployed, and measure it beside the dense network.
 
+        What was measured of it just before, for another budget, counts as well.
+
         Args:
             enough: whether that is known well enough; if not, it is measured further.
         """
-        self.latest = None  # room for the next one
-        ready = finalize(slim, self.inputs)
-        engines = compiled(self.backend, self.settings, ready, self.inputs)
-        found = race(self.engines, engines, self.inputs, enough)
-        self.times[slim], self.latest = found, (ready, engines[0])
-        return found
+        latest = self.latest
+        if latest is None or latest.slim is not slim:
+            self.latest = None  # room for the next one
+            ready = finalize(slim, self.inputs)
+            engines = compiled(self.backend, self.settings, ready, self.inputs)
+            found = race(self.engines, engines, self.inputs, enough)
+            latest = Candidate(slim, ready, engines, found)
+        elif not enough(latest.times):
+            more = race(self.engines, latest.engines, self.inputs, enough)
+            latest = replace(latest, times=latest.times.pooled_with(more))
+        self.times[slim], self.latest = latest.times, latest
+        return latest.times
 
 
 def compiled(
@@ -122,8 +149,7 @@ def race(
     for _ in range(most - 1):
         if enough(found):
             break
-        more = Times(*measure_networks([dense, slim], inputs))
-        found = Times(pooled([found.dense, more.dense]), pooled([found.slim, more.slim]))
+        found = found.pooled_with(Times(*measure_networks([dense, slim], inputs)))
     return found
 
 

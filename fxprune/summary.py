@@ -34,12 +34,13 @@ def summarise(
     """
     analysis, candidate = prepared.analysis, choice.candidate
     timed = next(iter(choice.timed.values()), None)
-    latency = timed.model(choice.allocator.choices) if timed is not None else None
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     deployed = merged(candidate.module)
     watch = timed.watch if timed is not None else None
     times = watch.times.get(candidate.module) if watch is not None else None
+    near = times.share.value * timed.seconds if timed is not None and times else None
+    latency = timed.model(choice.allocator.choices, near) if timed is not None else None
     tabled = None
     if timed is not None and latency is not None and watch is None:
         tabled = (timed.seconds, latency.tables.at(solution.assignment))
@@ -65,7 +66,7 @@ def summarise(
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
-        rounds=tuple(Round(r.predicted, r.found) for r in candidate.rounds),
+        rounds=tuple(Round(r.predicted, r.found, r.known) for r in candidate.rounds),
         limits=choice.limits,
     )
 

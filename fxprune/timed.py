@@ -102,28 +102,32 @@ class Timed:
             if table.at({}) <= SLOWEST * sum(apart[node] for node in merge.span.convolutions)
         }
 
-    def having_seen(self, allocation: Allocation, seconds: float) -> Timed:
+    def having_seen(self, allocation: Allocation) -> Timed:
         """The same with what the profile of the network measured last tells, if there is one.
 
         The cache keeps it for whoever slims the same network next.
-
-        Args:
-            seconds: what that network takes.
         """
         if self.profile is None or self.watch is None or self.watch.latest is None:
             return self
-        deployed, engine = self.watch.latest
-        profile = self.bench.backend.profile(engine, self.captured.example_inputs)
+        latest = self.watch.latest
+        profile = self.bench.backend.profile(latest.engines[0], self.captured.example_inputs)
         if not profile:
             return self
         layers = [table.layer for table in self.layers]
-        found = Seen.of(allocation.sizes, allocation.merged, deployed, profile, seconds, layers)
-        seen = (*self.seen, found)
-        self.bench.keep_seen(self.captured, self.analysis, self.seconds, seen)
-        return replace(self, seen=seen)
+        # As the dense network ran at the start, whatever the machine's pace is now.
+        seconds = latest.times.share.value * self.seconds
+        found = Seen.of(
+            allocation.sizes, allocation.merged, latest.deployed, profile, seconds, layers
+        )
+        self.bench.keep_seen(self.captured, self.analysis, self.seconds, found)
+        return replace(self, seen=(*self.seen, found))
 
-    def model(self, choices: Choices) -> LatencyModel:
-        """The latency of the whole network as tables over `choices`."""
+    def model(self, choices: Choices, near: float | None = None) -> LatencyModel:
+        """The latency of the whole network as tables over `choices`.
+
+        Args:
+            near: seconds of the networks that matter most.
+        """
         return build_latency_model(
             self.captured.module,
             self.analysis,
@@ -133,4 +137,5 @@ class Timed:
             self.profile,
             self.merges,
             self.seen,
+            near,
         )

@@ -1,5 +1,8 @@
 """What the cache keeps of slim networks that were profiled."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from torch import nn
 
@@ -37,7 +40,7 @@ def seen(analysis, width):
 def test_what_was_seen_is_recalled_at_the_pace_of_the_dense_network(place):
     captured, analysis = understood(small_resnet(16), images(1))
     found = seen(analysis, 8)
-    place.keep_seen(captured, analysis, 2.0, [found])
+    place.keep_seen(captured, analysis, 2.0, found)
     again, fresh = understood(small_resnet(16), images(1))
     (recalled,) = place.recall_seen(again, fresh, 4.0)
     names = {group.name: recalled.sizes[group.atom] for group in fresh.groups}
@@ -47,17 +50,27 @@ def test_what_was_seen_is_recalled_at_the_pace_of_the_dense_network(place):
     assert recalled.nodes == found.nodes
 
 
-def test_the_latest_are_kept_each_once(place, monkeypatch):
+def test_of_networks_with_like_latencies_the_latest_are_kept_each_once(place, monkeypatch):
     monkeypatch.setattr(bench, "KEPT", 2)
     captured, analysis = understood(small_resnet(16), images(1))
-    some = [seen(analysis, width) for width in (4, 8, 12, 12)]
-    place.keep_seen(captured, analysis, 1.0, some)
-    assert place.recall_seen(captured, analysis, 1.0) == tuple(some[1:3])
+    four, eight, twelve = (seen(analysis, width) for width in (4, 8, 12))
+    faster = seen(analysis, 4).scaled(0.5)
+    faster = replace(faster, nodes=frozenset({"conv1"}))
+    for found in (faster, four, eight, four, twelve):
+        place.keep_seen(captured, analysis, 1.0, found)
+    assert place.recall_seen(captured, analysis, 1.0) == (faster, four, twelve)
+
+
+def test_networks_that_another_version_took_apart_otherwise_tell_nothing(place):
+    captured, analysis = understood(small_resnet(16), images(1))
+    place.keep_seen(captured, analysis, 1.0, seen(analysis, 8))
+    fewer = SimpleNamespace(groups=analysis.groups[1:])
+    assert place.recall_seen(captured, fewer, 1.0) == ()
 
 
 def test_nothing_is_recalled_of_a_network_of_another_structure(place):
     captured, analysis = understood(small_resnet(16), images(1))
-    place.keep_seen(captured, analysis, 1.0, [seen(analysis, 8)])
+    place.keep_seen(captured, analysis, 1.0, seen(analysis, 8))
     assert place.recall_seen(*understood(small_resnet(8), images(1)), 1.0) == ()
 
 

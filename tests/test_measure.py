@@ -177,6 +177,13 @@ def test_turns_of_unequal_length_are_cut_to_the_shortest() -> None:
     assert found.seconds == pytest.approx(1.3)
 
 
+def test_slow_networks_take_two_turns_whatever_the_time() -> None:
+    slow = {name: (scripted(spin(5e-3)), INPUTS) for name in ("one", "two")}
+    found = measure_interleaved(slow, Timing(max_seconds=1e-3, warm_up=0.0))
+    assert found["one"].turns == 2
+    assert ratio(found["one"], found["two"]).low > 0.5
+
+
 def test_networks_are_compared_by_equally_many_engines() -> None:
     slow, fast = (scripted(spin(seconds)) for seconds in (2e-3, 1e-3))
     dense, slim = measure_networks([[slow, slow, slow], [fast, fast]], INPUTS)

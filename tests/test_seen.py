@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.axes import Atom
 from fxprune.backends import Settings
 from fxprune.cache import Cache
 from fxprune.passes import kernels, latency
-from fxprune.passes.seen import Correction, Seen
+from fxprune.passes.seen import Correction, Seen, between_layers
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
 from tests.properties import plan_of
@@ -98,6 +99,21 @@ def test_what_was_seen_survives_json_and_a_change_of_pace(setting):
     groups = {group.atom: group.name for group in analysis.groups}
     text = json.dumps(seen.scaled(2.0).to_json(groups))
     assert Seen.from_json(json.loads(text), {n: a for a, n in groups.items()}) == slower
+
+
+def test_nodes_between_layers_follow_the_network_with_the_nearest_latency():
+    def network(seconds, mean):
+        return Seen({}, ((("conv",), seconds - mean),), {"mean": mean}, 0.0, frozenset({"mean"}))
+
+    axis = Atom(0, 8)
+    some = [network(0.8, 0.1), network(0.4, 0.2), network(0.41, 0.3)]
+
+    def told(near):
+        return between_layers([("mean", ((axis,),))], {"mean": 1.0}, {"mean": 0.0}, some, near)
+
+    assert told(1.0) == {"mean": 0.1}
+    assert told(0.42) == {"mean": 0.3}
+    assert told(0.2) == {"mean": 0.2}
 
 
 def test_a_correction_holds_near_the_widths_that_were_seen():

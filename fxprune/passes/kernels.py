@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from fxprune.axes import Atom, kept_size
+from fxprune.axes import Atom
 from fxprune.backends import profiles
 from fxprune.backends.base import Backend
 from fxprune.backends.region import Region
@@ -76,9 +76,7 @@ class LayerLatency:
 
     def at(self, sizes: Mapping[Atom, int]) -> float:
         """Seconds when atoms have the given sizes."""
-        layer = self.layer
-        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
-        return float(self(*(np.array(width) for width in widths)))
+        return float(self(*map(np.array, self.layer.widths(sizes))))
 
 
 @dataclass

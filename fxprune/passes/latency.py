@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.axes import Atom, Axis, kept_size
+from fxprune.axes import Atom, Axis
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
@@ -56,9 +56,7 @@ class Inside:
 
     def at(self, sizes: Mapping[Atom, int]) -> float:
         """Seconds when atoms have the given sizes."""
-        layer = self.table.layer
-        widths = (kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs, layer.inner))
-        return float(self(*map(np.array, widths)))
+        return float(self(*map(np.array, self.table.layer.widths(sizes))))
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,8 @@ class LatencyModel:
 
         Those of a merged span are counted at its first convolution.
         """
-        seconds = {
-            node: 0.0 if node in gone else inside.at(sizes)
-            for inside in self.layers
-            for node in [inside.table.layer.node]
-        }
+        layers = {inside.table.layer.node: inside for inside in self.layers}
+        seconds = {n: 0.0 if n in gone else inside.at(sizes) for n, inside in layers.items()}
         for merge in merged:
             seconds |= dict.fromkeys(merge.gone & seconds.keys(), 0.0)
             seconds[merge.span.convolutions[0]] = self.merges[merge.name].at(sizes)
@@ -105,8 +100,11 @@ def build_latency_model(
     profile: Mapping[str, float] | None,
     merged: Mapping[str, LayerLatency] = MappingProxyType({}),
     seen: Sequence[Seen] = (),
+    near: float | None = None,
 ) -> LatencyModel:
     """Add up the tables of all layers, so that the dense network takes `dense_seconds`.
+
+    Where slim networks were seen, the tables are right near these, and less so near the dense one.
 
     Args:
         profile: seconds of each node of `module` inside the dense network, where the backend can
@@ -115,6 +113,7 @@ def build_latency_model(
             what the layers leave of the whole, is shared out by the size of what is between.
         merged: tables of the spans that may be merged, by name.
         seen: slim networks that were profiled since.
+        near: seconds of the networks that matter most; of the dense one if not given.
     """
     fused = {name for table in tables for name in table.layer.fused}
     others = _other_tensors(module, analysis, fused)
@@ -152,6 +151,7 @@ def build_latency_model(
         {name: pace * own for name, own in between.items()},
         {name: pace * share for name, share in shares.items()},
         seen,
+        dense_seconds if near is None else near,
     )
     for name, tensors in others:
         count = sum(map(_elements, tensors))

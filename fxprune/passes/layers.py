@@ -67,14 +67,21 @@ class Layer:
     region: Region
     fused: tuple[str, ...]
 
+    def widths(self, sizes: Mapping[Atom, int]) -> tuple[int, int, int]:
+        """Inputs, outputs and `inner` when atoms have the given sizes."""
+        width_in, width_out, inner = (
+            kept_size(axis, sizes) for axis in (self.inputs, self.outputs, self.inner)
+        )
+        return width_in, width_out, inner
+
     def at(self, sizes: Mapping[Atom, int]) -> Region:
         """The kernel after slimming, when atoms have the given sizes."""
-        width_in, width_out = kept_size(self.inputs, sizes), kept_size(self.outputs, sizes)
+        width_in, width_out, inner = self.widths(sizes)
         if self.region.groups == 1:
             return self.region.with_widths(width_in, width_out)
         # The weight's second dimension is one group wide: of inputs, or of outputs if transposed.
         whole = width_out if self.region.operator == "conv_transpose" else width_in
-        return self.region.with_widths(width_in, width_out, whole // kept_size(self.inner, sizes))
+        return self.region.with_widths(width_in, width_out, whole // inner)
 
 
 def find_layers(module: fx.GraphModule, analysis: Analysis) -> tuple[Layer, ...]:

@@ -91,6 +91,12 @@ class Seen:
         between = {name: pace * rest.pop(name) for name in nodes & rest.keys()}
         return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes)
 
+    @property
+    def seconds(self) -> float:
+        """What all of it takes."""
+        kernels = sum(seconds for _, seconds in self.kernels)
+        return kernels + sum(self.between.values()) + self.left
+
     def scaled(self, factor: float) -> Seen:
         """The same with all times multiplied."""
         return Seen(
@@ -159,6 +165,8 @@ def corrections(
     found: dict[str, list[tuple[Array, float]]] = {}
     for network in seen:
         for nodes, seconds in network.kernels:
+            if not known.keys() >= set(nodes):
+                continue  # told by another version, of layers that are none here
             told = sum(known[n][0].at(network.sizes) * known[n][1] for n in nodes)
             for node in nodes if told else ():
                 widths = _widths(known[node][0].layer, network.sizes)
@@ -178,8 +186,11 @@ def between_layers(
     between: Mapping[str, float],
     left: Mapping[str, float],
     seen: Sequence[Seen],
+    near: float,
 ) -> dict[str, float]:
-    """Seconds of the nodes between layers in the dense network, as the last network tells them.
+    """Seconds of the nodes between layers in the dense network, as a slim one tells them.
+
+    That is the one whose seconds are nearest to `near`, the latest of those.
 
     Args:
         between: by node, of the node itself.
@@ -187,11 +198,11 @@ def between_layers(
     """
     if not seen:
         return {name: between[name] + left[name] for name in between}
-    last = seen[-1]
-    stays = {name: _share(tensors, last.sizes) for name, tensors in others}
-    told = sum(left[name] * stays[name] for name in last.nodes & left.keys())
-    more = last.left / told if told else 1.0
-    found = {n: last.between[n] / stays[n] for n in last.between.keys() & stays if stays[n]}
+    nearest = min(reversed(seen), key=lambda some: abs(some.seconds - near))
+    stays = {name: _share(tensors, nearest.sizes) for name, tensors in others}
+    told = sum(left[name] * stays[name] for name in nearest.nodes & left.keys())
+    more = nearest.left / told if told else 1.0
+    found = {n: nearest.between[n] / stays[n] for n in nearest.between.keys() & stays if stays[n]}
     return {name: found.get(name, between[name]) + more * left[name] for name in between}
 
 
@@ -203,8 +214,7 @@ def _share(tensors: Sequence[Sequence[Axis]], sizes: Mapping[Atom, int]) -> floa
 
 
 def _widths(layer: Layer, sizes: Mapping[Atom, int]) -> Array:
-    both = [kept_size(axis, sizes) for axis in (layer.inputs, layer.outputs)]
-    return np.asarray(_octaves(np.array(both)), dtype=np.float64)
+    return np.asarray(_octaves(np.array(layer.widths(sizes)[:2])), dtype=np.float64)
 
 
 def _octaves(width: Any) -> Array:
