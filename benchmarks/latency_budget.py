@@ -3,14 +3,14 @@
     python -m benchmarks.latency_budget --out docs/latency_budget.md
     python -m benchmarks.latency_budget resnet50 --budgets 60 --backends onnxruntime
 
-For each row a network is slimmed to a share of its latency by magnitude. *Predicted* is what the
-tables said of the first candidate before it was measured: put right by the dense network, and by
-the slim versions of it that were profiled for earlier budgets, which the cache keeps (*known*,
-their number: 0 where the tables were alone). *First* is what that candidate then took; *later
-errors* are those of the tables after one candidate of this row was profiled, after two, and so on;
-*measured* is the slim model that was returned, compiled afresh and measured in turn with the dense
-one. All are shares of the dense latency. Rows that the file has already are not run again, so a run
-that was interrupted is taken up by the same command.
+For each row a network is slimmed to a share of its latency by magnitude. *Known* tells how many
+slim versions of it had been profiled before, for earlier budgets: the cache keeps what these told.
+Unless one of them is near, a network is profiled that the tables would have just under the budget;
+*rehearsal* is what they were off by there. *Predicted* is what was said, then, of the first
+candidate; *first* is what it took; *later errors* are those of the tables after that was profiled
+too, and so on; *measured* is the slim model that was returned, compiled afresh and measured in turn
+with the dense one. All are shares of the dense latency. Rows that the file has already are not run
+again, so a run that was interrupted is taken up by the same command.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
+from fxprune.gauges import CLEAR
 from fxprune.report import Round
 from fxprune.stopwatch import Times, compiled, race
 
@@ -36,14 +37,13 @@ NETWORKS = (
     "densenet121", "regnet_y_400mf", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16",
 )  # fmt: skip
 COLUMNS = (
-    "network", "backend", "requested", "dense ms", "known", "predicted", "first", "error",
-    "later errors", "measured", "interval", "rounds", "seconds", "in window",
+    "network", "backend", "requested", "dense ms", "known", "rehearsal", "predicted", "first",
+    "error", "later errors", "measured", "interval", "rounds", "seconds", "in window",
 )  # fmt: skip
 LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
 MOST_TIMES = 8
-CLEAR = 0.01
-"""Slim and dense are measured until their ratio is known this well, or so many times."""
+"""How often slim and dense are measured at most, until their ratio is clear."""
 
 
 def main() -> None:
@@ -109,13 +109,18 @@ def row(
         return [*blanks, seconds, f"refused: {1e3 * error.floor:.2f} ms is the least"]
     took = time.perf_counter() - start
     report = fxprune.report(slim)
-    rounds, whole = report.rounds, 100 * report.limits[0] / budget
+    whole = 100 * report.limits[0] / budget
+    known = f"{report.rounds[0].known[0]}" if report.rounds else "-"
+    rehearsal = [f"{off_by(r):+.1f} %" for r in report.rounds if r.rehearsal] or ["-"]
+    rounds = [r for r in report.rounds if not r.rehearsal]
     engines = compiled(backend, Settings(), fxprune.finalize(slim, inputs), inputs)
     times = race(dense, engines, inputs, clear, MOST_TIMES)
     share = times.share
     return [
         f"{1e3 * times.dense.seconds:.2f}",
-        *(predicted(rounds[0], whole) if rounds else ["-"] * 4),
+        known,
+        *rehearsal,
+        *(predicted(rounds[0], whole) if rounds else ["-"] * 3),
         ", ".join(f"{off_by(later):+.1f} %" for later in rounds[1:]) or "-",
         f"{100 * share.value:.1f} %",
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
@@ -131,11 +136,10 @@ def clear(times: Times) -> bool:
     return share.high - share.low <= 2 * CLEAR * share.value
 
 
-def predicted(first: Round, dense: float) -> tuple[str, str, str, str]:
-    """What was known and predicted of the first candidate, what it took, how far that is off."""
+def predicted(first: Round, dense: float) -> tuple[str, str, str]:
+    """What was predicted of the first candidate, what it took, and how far that is off."""
     told, took = first.predicted[0], first.measured[0]
     return (
-        f"{first.known[0]}",
         f"{100 * told / dense:.1f} %",
         f"{100 * took / dense:.1f} %",
         f"{off_by(first):+.1f} %",
@@ -154,21 +158,19 @@ def size_of(error: str) -> float:
 
 def summary(table: WrittenTable) -> str:
     """How good the first predictions were, and whether every budget was kept."""
-    firsts = zip(table.column("known"), table.column("error"), strict=True)
-    told = [(known, size_of(error)) for known, error in firsts if error != "-"]
+    rehearsals = zip(table.column("known"), table.column("rehearsal"), strict=True)
     later = [cell.split(",") for cell in table.column("later errors") if cell != "-"]
     errors = {
-        "the tables alone": [error for known, error in told if known == "0"],
-        "first predictions from tables put right by earlier budgets": [
-            error for known, error in told if known != "0"
+        "the tables alone": [size_of(e) for known, e in rehearsals if known == "0" and e != "-"],
+        "predictions of first candidates": [
+            size_of(error) for error in table.column("error") if error != "-"
         ],
-        "all first predictions": [error for _, error in told],
-        "the tables put right by candidates": [size_of(e) for cells in later for e in cells],
+        "predictions of later ones": [size_of(error) for cells in later for error in cells],
     }
     verdicts = table.column("in window")
     refused = sum(verdict.startswith("refused") for verdict in verdicts)
     off = "; ".join(
-        f"{name} by {np.median(each):.1f} % in the median of {len(each)} candidates, "
+        f"{name} by {np.median(each):.1f} % in the median of {len(each)}, "
         f"{np.quantile(each, 0.9):.1f} % at the 90th percentile"
         for name, each in errors.items()
         if each

@@ -1,11 +1,12 @@
 """The closed loop: solve, slim, measure, correct, until the measurement lies within every budget.
 
 Tables tell costs up to a factor that depends on the whole network, and is alike for networks that
-are alike. So the factor of the latest candidate (at first, of the dense network) is taken for the
-next one, and the solver is asked for that table cost which should come out just under the limit;
-where that lies outside of what is known to be too much and too little, for the middle of the two.
-Where a candidate can be profiled, the tables are put right by it, layer by layer. Solving takes
-milliseconds; measuring is what costs.
+are alike. So a network that should come out just under the limit is looked at first, unless one
+like it is known: a rehearsal, no candidate. Then the factor of the latest candidate (at first, of
+the dense network) is taken for the next one, and the solver is asked for that table cost which
+should come out just under the limit; where that lies outside of what is known to be too much and
+too little, for the middle of the two. Where networks can be profiled, the tables are put right by
+them, layer by layer. Solving takes milliseconds; measuring is what costs.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Round:
     """One turn of the loop: cost of a candidate per budget, as predicted (if so) and as found.
 
     known: slim networks that had put the prediction right by then, per budget.
+    rehearsal: whether that was no candidate.
     """
 
     predicted: tuple[float, ...]
     found: tuple[float, ...]
     known: tuple[int, ...]
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,14 @@ def close_the_loop(
     best: Candidate | None = None
     tried: dict[tuple[tuple[int, ...], tuple[str, ...]], _Tried] = {}
     rounds: list[Round] = []
+    if not all(gauge.familiar for gauge in gauges):
+        tell(0, MOST_ROUNDS)
+        corrections = _corrections(gauges, allocator, ())
+        limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
+        allocation = allocator.solve(limits)
+        if allocation.sizes:
+            rounds.append(_rehearsal(allocation, gauges, corrections, slim))
+            allocator = build()
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
@@ -127,11 +138,8 @@ def close_the_loop(
             break
         candidate = measured(allocation, gauges, slim)
         tried[_key(allocation)] = _Tried(allocation, candidate.used)
-        predicted = tuple(
-            c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True)
-        )
         known = tuple(gauge.known for gauge in gauges)
-        rounds.append(Round(predicted, candidate.used, known))
+        rounds.append(Round(_predicted(allocation, corrections), candidate.used, known))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
         learnt = [gauge.learn(allocation) for gauge in gauges]
         if keeps(candidate, gauges):
@@ -148,6 +156,27 @@ def close_the_loop(
     if best is None:
         best = last_resort(gauges, allocator, slim)
     return allocator, replace(best, rounds=tuple(rounds))
+
+
+def _rehearsal(
+    allocation: Allocation,
+    gauges: Sequence[Gauge],
+    corrections: Sequence[_Correction],
+    slim: Slim,
+) -> Round:
+    """Look at a network only to have the tables put right by it."""
+    module = slim(allocation)
+    known = tuple(gauge.known for gauge in gauges)
+    used = tuple(gauge.glance(module, allocation) for gauge in gauges)
+    for gauge in gauges:
+        gauge.learn(allocation)
+    found = Round(_predicted(allocation, corrections), used, known, rehearsal=True)
+    logger.info("rehearsal: %s", found)
+    return found
+
+
+def _predicted(allocation: Allocation, corrections: Sequence[_Correction]) -> tuple[float, ...]:
+    return tuple(c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True))
 
 
 def _corrections(

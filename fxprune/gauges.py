@@ -19,9 +19,12 @@ from fxprune.sizes import count_params, weight_bytes
 from fxprune.stopwatch import Times
 from fxprune.timed import Timed
 
-CLEAR = 0.0075
-"""How well the latency of a candidate is to be known, as a share of it: half as far as the aim is
-from a limit."""
+CLEAR = 0.01
+"""How well the latency of a candidate is to be known, as a share of it: two thirds of how far the
+aim is from a limit."""
+FAMILIAR = 0.1
+"""How far from its limit, as a share of it, the latency of a slim network may be whose profile
+tells enough of candidates."""
 
 
 class Gauge(ABC):
@@ -54,6 +57,15 @@ class Gauge(ABC):
     def known(self) -> int:
         """The number of slim networks that have put the tables right."""
         return 0
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the tables are as right near the limit as they can be without candidates."""
+        return True
+
+    def glance(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        """What a network uses that is no candidate, at the least effort."""
+        return self.actual(slim, allocation)
 
     @abstractmethod
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
@@ -189,6 +201,14 @@ class LatencyGauge(Gauge):
     def learn(self, allocation: Allocation) -> bool:
         before, self.timed = self.timed, self.timed.having_seen(allocation)
         return self.timed is not before
+
+    @property
+    def familiar(self) -> bool:
+        near = (abs(some.seconds / self.limit - 1) <= FAMILIAR for some in self.timed.seen)
+        return not self.timed.profile or any(near)
+
+    def glance(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        return self._seconds(self._watch.time(slim, lambda times: True)).value
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return self._seconds(self._watch.time(slim, self._known)).value

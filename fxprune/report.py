@@ -94,11 +94,13 @@ class Round:
     where it is the only budget that has to be measured.
 
     known: slim networks that had put the prediction right by then, per budget.
+    rehearsal: whether that was no candidate, but a network looked at to put the prediction right.
     """
 
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
     known: tuple[int, ...]
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)

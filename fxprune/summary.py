@@ -66,7 +66,7 @@ def summarise(
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
-        rounds=tuple(Round(r.predicted, r.found, r.known) for r in candidate.rounds),
+        rounds=tuple(Round(r.predicted, r.found, r.known, r.rehearsal) for r in candidate.rounds),
         limits=choice.limits,
     )
 

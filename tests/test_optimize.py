@@ -16,6 +16,7 @@ from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocator, plan_of
 from fxprune.passes.allocation.costs import macs, macs_tables
 from fxprune.passes.allocation.ladders import build_ladders
+from fxprune.passes.allocation.widths import Tables
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
 from fxprune.passes.infer import infer
@@ -226,6 +227,36 @@ class Remembered(Crooked):
         return macs(self.analysis, sizes) * (1.0 if sizes else 1.25)
 
 
+class Unfamiliar(Crooked):
+    """Tables that one look at a network puts right."""
+
+    known = 0
+
+    @property
+    def familiar(self):
+        return self.known > 0
+
+    def glance(self, slim, allocation):
+        self.seen = self._cost(allocation.sizes)
+        return self.seen
+
+    def learn(self, allocation):
+        changed, self.known = not self.known, 1
+        return changed
+
+    def told_of_dense(self, told):
+        return self.dense if self.known else told
+
+    def tables(self, choices):
+        tables = macs_tables(self.analysis, choices)
+        factor = 1.25 if not self.known else 1.0
+        scaled = {scope: factor * table for scope, table in tables.by_scope.items()}
+        return Tables(tables.domains, tables.constant * factor, scaled)
+
+    def _cost(self, sizes):
+        return macs(self.analysis, sizes) * (1.0 if sizes else 1.25)
+
+
 def looped(share, kind=Crooked):
     model = small_resnet()
     captured = capture(model, (images(),))
@@ -262,6 +293,17 @@ def test_tables_that_slim_networks_have_put_right_are_believed():
     candidate, gauge = looped(0.6, Remembered)
     assert gauge.asked == 1
     assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
+
+
+def test_a_rehearsal_puts_tables_right_before_the_first_candidate():
+    candidate, gauge = looped(0.6, Unfamiliar)
+    rehearsal, first = candidate.rounds
+    assert (rehearsal.rehearsal, first.rehearsal) == (True, False)
+    assert (rehearsal.known, first.known) == ((0,), (1,))
+    assert rehearsal.found == (gauge.seen,)
+    assert rehearsal.predicted[0] == pytest.approx(1.25 * gauge.seen, rel=1e-6)
+    assert first.predicted == pytest.approx(first.found)
+    assert gauge.asked == 1
 
 
 def test_the_loop_prefers_a_candidate_that_surely_keeps_the_budget():
