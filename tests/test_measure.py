@@ -31,7 +31,7 @@ from fxprune.measure import (
     pooled,
     ratio,
 )
-from fxprune.stopwatch import measure_networks
+from fxprune.stopwatch import Stopwatch, measure_networks
 
 INPUTS = (torch.zeros(1),)
 QUICK = Timing(tolerance=0.05, max_seconds=2.0, warm_up=0.0)
@@ -324,3 +324,24 @@ def test_large_networks_are_set_up_less_often(
     model = fx.symbolic_trace(nn.Linear(width, width))
     made = stopwatch.compiled(get_backend("eager"), Settings(), model, (x,))
     assert len(made) == engines
+
+
+def test_a_network_that_two_budgets_ask_for_is_set_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "NETWORK_TIMING", QUICK)
+    made: list[fx.GraphModule] = []
+
+    def compiled(backend: Any, settings: Any, module: fx.GraphModule, inputs: Any) -> Any:
+        made.append(module)
+        return (scripted(spin(2e-4)),)
+
+    monkeypatch.setattr(stopwatch, "compiled", compiled)
+    dense, slim, another = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(3))
+    watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
+    first = watch.time(slim, lambda times: True)
+    assert watch.time(slim, lambda times: True) is first
+    more = watch.time(slim, lambda times: times.slim.turns > first.slim.turns)
+    assert more.slim.turns > first.slim.turns
+    assert watch.times[slim] is more
+    assert len(made) == 2
+    watch.time(another, lambda times: True)
+    assert len(made) == 3
