@@ -29,6 +29,8 @@ Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
 MOST_ROUNDS = 10
+PARTICULAR_ROUNDS = 3
+"""After these, a candidate need not lie well inside of the window: under its limit is enough."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,15 @@ def close_the_loop(
         rounds.append(Round(_predicted(allocation, corrections), candidate.used, known))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
         learnt = [gauge.learn(allocation) for gauge in gauges]
-        if keeps(candidate, gauges):
-            if best is None or _rank(candidate, gauges) > _rank(best, gauges):
-                best = candidate
-            if _surely_keeps(candidate, gauges) and _uses_enough(candidate, gauges):
-                break
+        if keeps(candidate, gauges) and (
+            best is None or _rank(candidate, gauges) > _rank(best, gauges)
+        ):
+            best = candidate
+        particular = round_number < PARTICULAR_ROUNDS
+        if best and _surely_keeps(best, gauges) and _uses_enough(best, gauges, particular):
+            break
         for i, gauge in enumerate(gauges):
-            if candidate.used[i] > gauge.limit * (1 - gauge.margin):
+            if candidate.used[i] > gauge.limit * (1 - gauge.margin) and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
         if any(learnt):
@@ -256,8 +260,11 @@ def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
     return _surely_keeps(candidate, gauges), candidate.value
 
 
-def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
-    """Whether some budget is used up, so that there is nothing to gain from going on."""
-    return any(
-        u >= g.limit * (g.lowest + g.margin) for u, g in zip(candidate.used, gauges, strict=True)
-    )
+def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge], particular: bool) -> bool:
+    """Whether some budget is used up, so that there is nothing to gain from going on.
+
+    Args:
+        particular: and will be if it is measured once more.
+    """
+    least = [g.limit * (g.lowest + (g.margin if particular else 0.0)) for g in gauges]
+    return any(u >= limit for u, limit in zip(candidate.used, least, strict=True))

@@ -312,6 +312,23 @@ def test_the_loop_prefers_a_candidate_that_surely_keeps_the_budget():
     assert 0.97 * gauge.limit <= candidate.used[0] <= 0.9925 * gauge.limit
 
 
+class Low(Crooked):
+    """The first candidate lies just inside of the window, at its low end; others over it."""
+
+    margin = 0.005
+
+    def actual(self, slim, allocation):
+        super().actual(slim, allocation)
+        return (0.971 if self.asked == 1 else 1.01) * self.limit
+
+
+def test_the_loop_is_not_particular_for_ever(monkeypatch):
+    monkeypatch.setattr(closed_loop, "PARTICULAR_ROUNDS", 1)
+    candidate, gauge = looped(0.6, Low)
+    assert gauge.asked == 2
+    assert candidate.used[0] == 0.971 * gauge.limit
+
+
 def test_the_loop_takes_a_close_candidate_where_there_is_no_better_one(monkeypatch):
     monkeypatch.setattr(closed_loop, "MOST_ROUNDS", 1)
     candidate, gauge = looped(0.6, Close)
