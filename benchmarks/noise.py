@@ -31,7 +31,7 @@ from fxprune.backends import Settings, get_backend
 
 TURNS = (15, 30, 60)
 WITHIN = (0.0, 0.1, 0.5)
-ACROSS = (0.0, 0.1, 0.25, 0.5)
+ACROSS = (0.0, 0.05, 0.1, 0.25, 0.5)
 CALLS = 20
 WARM_UP = 0.1
 COLUMNS = ("backend", "turn", "of turns", *(f"{count} turns" for count in TURNS))

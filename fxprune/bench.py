@@ -15,7 +15,7 @@ from fxprune.axes import Atom
 from fxprune.backends import Backend, Settings, profiles
 from fxprune.cache import Cache, Key
 from fxprune.elsewhere import unknown
-from fxprune.measure import PROTOCOL
+from fxprune.measure import IN_TURN, PROTOCOL
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
@@ -120,7 +120,7 @@ class Bench:
         backend = self.backend
         device, version = backend.device(self.device), backend.version()
         subject = f"{what} network {_structure(captured)}".lstrip()
-        protocol = " ".join([PROTOCOL, profiles.PROTOCOL, *protocols])
+        protocol = " ".join([PROTOCOL, IN_TURN, profiles.PROTOCOL, *protocols])
         return Key(device, backend.name, version, self.settings, subject, protocol)
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
-MOST_ROUNDS = 10
+MOST_ROUNDS = 6
 PARTICULAR_ROUNDS = 3
 """After these, a candidate need not lie well inside of the window: under its limit is enough."""
 

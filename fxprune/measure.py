@@ -6,7 +6,7 @@ share of it.  Calls are repeated until the spread is small enough; if time runs 
 measurement says that it has not converged.  Where calls are taken in several turns, a whole turn
 can be slow, when a neighbour fills the caches that are shared, and the two networks that are
 compared do not suffer alike.  There what counts of a turn is its fastest call, and the estimate is
-the 10th percentile of the turns': of the statistics tried, the one whose ratios repeat best
+the 5th percentile of the turns': of the statistics tried, the one whose ratios repeat best
 (`python -m benchmarks.noise`).
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
@@ -53,8 +53,11 @@ CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_co
 
 PROTOCOL = "p10/4"
 """Version of the way of measuring; figures of different versions must not be mixed."""
+IN_TURN = "turns/2"
+"""The same for networks that are measured in turn."""
 
 QUANTILE = 0.10
+QUANTILE_OF_TURNS = 0.05
 CONFIDENCE = 0.95
 BOOTSTRAPS = 2000
 WARM_UP_CALLS = 3
@@ -242,7 +245,7 @@ def interval(measurement: Measurement) -> Interval:
     Raises `InputError` if there are no turns to draw from.
     """
     turns = _turns(measurement)
-    return _enclosed(measurement.seconds, _quantile(_resampled(turns)))
+    return _enclosed(measurement.seconds, _of_turns(_resampled(turns)))
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
@@ -259,8 +262,8 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
             "take both from one call of measure_interleaved",
         )
     above, below = _turns(numerator), _turns(denominator)
-    shares = _quantile(_resampled(above)) / _quantile(_resampled(below))
-    return _enclosed(float(_quantile(above) / _quantile(below)), shares)
+    shares = _of_turns(_resampled(above)) / _of_turns(_resampled(below))
+    return _enclosed(float(_of_turns(above) / _of_turns(below)), shares)
 
 
 def _turns(measurement: Measurement) -> NDArray[np.float64]:
@@ -286,7 +289,7 @@ def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
 
 
 def _estimate(samples: Sequence[float], turns: int) -> float:
-    return float(_quantile(_units(samples, turns)))
+    return float(np.quantile(_units(samples, turns), _quantile(turns)))
 
 
 def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
@@ -296,20 +299,25 @@ def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
     return np.array(np.reshape(samples, (turns, -1)).min(axis=1))
 
 
-def _quantile(units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The estimate from the units in the last dimension."""
-    return np.quantile(units, QUANTILE, axis=-1)
+def _quantile(turns: int) -> float:
+    """The quantile of the units that is the estimate."""
+    return QUANTILE if turns == 1 else QUANTILE_OF_TURNS
+
+
+def _of_turns(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The estimate from several turns, in the last dimension."""
+    return np.quantile(turns, QUANTILE_OF_TURNS, axis=-1)
 
 
 def _spread(samples: Sequence[float], turns: int) -> float:
     """How far the confidence interval reaches from the estimate, relative to it.
 
     The number of units below the true quantile is binomial, so two ranks enclose it whatever the
-    distribution (Conover, Practical Nonparametric Statistics, section 3.2). Under 29 units the
+    distribution (Conover, Practical Nonparametric Statistics, section 3.2). Of few units the
     lower one would lie under the smallest, which stands in for it: noise only adds time.
     """
     ordered, estimate = np.sort(_units(samples, turns)), _estimate(samples, turns)
-    low, high = _ranks(len(ordered), QUANTILE)
+    low, high = _ranks(len(ordered), _quantile(turns))
     return float(max(estimate - ordered[low], ordered[high] - estimate) / estimate)
 
 
