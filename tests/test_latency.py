@@ -341,7 +341,7 @@ def test_a_latency_clearly_outside_of_the_window_is_measured_once():
 
 
 def test_an_unclear_latency_is_measured_again_even_where_it_lies_inside():
-    watch = ScriptedWatch(np.linspace(0.583, 0.61, 8).tolist(), [0.59] * 200, [0.59] * 9)
+    watch = ScriptedWatch(np.linspace(0.583, 0.62, 8).tolist(), [0.59] * 200, [0.59] * 9)
     assert used(watch) == pytest.approx(1.18)
     assert watch.times == 2
 
