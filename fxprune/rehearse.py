@@ -7,11 +7,8 @@ nothing else to go by.
 
 from __future__ import annotations
 
-from functools import partial
-
 from fxprune.budget import Budget
 from fxprune.choose import build_allocator, gauge_of
-from fxprune.closed_loop import measured
 from fxprune.prepare import Prepared
 from fxprune.progress import Tell
 
@@ -37,6 +34,7 @@ def rehearse(prepared: Prepared, tell: Tell) -> None:
         allocation = allocator.solve([share * gauge.limit for gauge in gauges])
         if not allocation.sizes:
             break
-        measured(allocation, gauges, partial(prepared.slim, meta={}))
+        slim = prepared.slim(allocation, {})
         for gauge in gauges:
+            gauge.glance(slim, allocation)
             gauge.learn(allocation)
