@@ -101,6 +101,45 @@ def test_what_was_seen_survives_json_and_a_change_of_pace(setting):
     assert Seen.from_json(json.loads(text), {n: a for a, n in groups.items()}) == slower
 
 
+def test_what_views_are_seen_to_take_is_counted_where_they_are(monkeypatch, tmp_path):
+    """A channel shuffle is views to PyTorch, and a copy to most compilers."""
+    monkeypatch.setattr(
+        kernels,
+        "measure",
+        lambda engine, inputs, timing: SimpleNamespace(seconds=seconds_of(engine)),
+    )
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(2), nn.Conv1d(16, 4, 1))
+    captured, analysis, layers, choices = prepared(model, images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = kernels.measure_layers(
+            layers, choices, FormulaBackend(), Settings(), "cpu", 4, cache
+        )
+    (view,) = (
+        node.name for node in captured.module.graph.nodes if "flatten" in f"{node.target} {node}"
+    )
+
+    def profile(sizes):
+        alone = {layer.node: seconds_of(layer.at(sizes)) for layer in layers}
+        return {**alone, view: 1e-6 * sizes.get(layers[0].outputs, 16)}
+
+    sizes = {atom: rung.widths[1] for atom, rung in choices.ladders.items()}
+    took = sum(profile(sizes).values())
+    module = deployed(captured, analysis, sizes)
+    seen = Seen.of(sizes, (), module, profile(sizes), took, layers)
+    for networks in ((), (seen,)):
+        model = latency.build_latency_model(
+            captured.module,
+            analysis,
+            choices,
+            tables,
+            sum(profile({}).values()),
+            profile({}),
+            seen=networks,
+        )
+        told = model.tables.at(dict.fromkeys(choices.domains, 1))
+        assert told == pytest.approx(took, rel=0.01)
+
+
 def test_nodes_between_layers_follow_the_network_with_the_nearest_latency():
     def network(seconds, mean):
         return Seen({}, ((("conv",), seconds - mean),), {"mean": mean}, 0.0, frozenset({"mean"}))

@@ -116,7 +116,8 @@ def build_latency_model(
         near: seconds of the networks that matter most; of the dense one if not given.
     """
     fused = {name for table in tables for name in table.layer.fused}
-    others = _other_tensors(module, analysis, fused)
+    timed = {name for some in (profile or {}, *(s.between for s in seen)) for name in some}
+    others = _other_tensors(module, analysis, fused, timed)
     kernels = [table.at({}) for table in tables]
     elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
     if profile:
@@ -183,13 +184,18 @@ def _elements(axes: Sequence[Axis]) -> int:
 
 
 def _other_tensors(
-    module: fx.GraphModule, analysis: Analysis, inside: Set[str]
+    module: fx.GraphModule, analysis: Analysis, inside: Set[str], timed: Set[str]
 ) -> list[tuple[str, tuple[tuple[Axis, ...], ...]]]:
-    """Nodes that compute something outside of the layers, with the axes of what they yield."""
+    """Nodes that take time outside of the layers, with the axes of what they yield.
+
+    Args:
+        timed: nodes that a profile has seen take time: what is free where it only makes another
+            view is not where the backend has to copy, as in a channel shuffle.
+    """
     return [
         (node.name, analysis.values[node.name])
         for node in module.graph.nodes
         if node.op in ("call_module", "call_function", "call_method")
         and node.name not in inside
-        and (operation(node) or "").removesuffix("_") not in FREE_OPERATIONS
+        and (node.name in timed or (operation(node) or "").removesuffix("_") not in FREE_OPERATIONS)
     ]

@@ -201,7 +201,8 @@ def between_layers(
     nearest = min(reversed(seen), key=lambda some: abs(some.seconds - near))
     stays = {name: _share(tensors, nearest.sizes) for name, tensors in others}
     told = sum(left[name] * stays[name] for name in nearest.nodes & left.keys())
-    more = nearest.left / told if told else 1.0
+    elsewhere = sum(nearest.between[name] for name in nearest.between.keys() - stays.keys())
+    more = (nearest.left + elsewhere) / told if told else 1.0
     found = {n: nearest.between[n] / stays[n] for n in nearest.between.keys() & stays if stays[n]}
     return {name: found.get(name, between[name]) + more * left[name] for name in between}
 
