@@ -30,7 +30,7 @@ Tell = Callable[[int, int], None]
 
 MOST_ROUNDS = 6
 PARTICULAR_ROUNDS = 3
-"""After these, a candidate need not lie well inside of the window: under its limit is enough."""
+"""After these, a candidate may lie close to the low end of the window."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def close_the_loop(
             best is None or _rank(candidate, gauges) > _rank(best, gauges)
         ):
             best = candidate
-        particular = round_number < PARTICULAR_ROUNDS
+        particular = round_number + 1 < PARTICULAR_ROUNDS
         if best and _surely_keeps(best, gauges) and _uses_enough(best, gauges, particular):
             break
         for i, gauge in enumerate(gauges):
@@ -168,10 +168,10 @@ def _rehearsal(
     corrections: Sequence[_Correction],
     slim: Slim,
 ) -> Round:
-    """Look at a network only to have the tables put right by it."""
+    """Look at a network only to have the tables put right by it, where they may be off."""
     module = slim(allocation)
     known = tuple(gauge.known for gauge in gauges)
-    used = tuple(gauge.glance(module, allocation) for gauge in gauges)
+    used = tuple(math.nan if g.familiar else g.glance(module, allocation) for g in gauges)
     for gauge in gauges:
         gauge.learn(allocation)
     found = Round(_predicted(allocation, corrections), used, known, rehearsal=True)

@@ -245,6 +245,13 @@ class TabledLatencyGauge(Gauge):
         self._tables = self._timed.model(choices, self.limit).tables
         return self._tables
 
+    def told_of_dense(self, told: float) -> float:
+        return self.dense if self._timed.seen else told
+
+    @property
+    def known(self) -> int:
+        return len(self._timed.seen)
+
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         assert self._tables is not None, "an allocation is made from tables"
         return self._tables.at(allocation.solution.assignment)

@@ -30,8 +30,10 @@ def rehearse(prepared: Prepared, tell: Tell) -> None:
         return
     for done, share in enumerate(SHARES):
         tell("Rehearsing slim networks", done, len(SHARES))
+        for gauge in gauges:
+            gauge.limit = share * gauge.dense
         allocator = build_allocator(prepared, gauges)
-        allocation = allocator.solve([share * gauge.limit for gauge in gauges])
+        allocation = allocator.solve([gauge.limit for gauge in gauges])
         if not allocation.sizes:
             break
         slim = prepared.slim(allocation, {})

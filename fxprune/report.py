@@ -94,7 +94,8 @@ class Round:
     where it is the only budget that has to be measured.
 
     known: slim networks that had put the prediction right by then, per budget.
-    rehearsal: whether that was no candidate, but a network looked at to put the prediction right.
+    rehearsal: whether that was no candidate, but a network looked at to put the prediction right;
+    what needs no such look is not measured then (nan).
     """
 
     predicted: tuple[float, ...]

@@ -108,8 +108,14 @@ class Stopwatch:
             found = race(self.engines, engines, self.inputs, enough)
             latest = Candidate(slim, ready, engines, found)
         elif not enough(latest.times):
-            more = race(self.engines, latest.engines, self.inputs, enough)
-            latest = replace(latest, times=latest.times.pooled_with(more))
+            before = latest.times
+            together = race(
+                self.engines,
+                latest.engines,
+                self.inputs,
+                lambda more: enough(before.pooled_with(more)),
+            )
+            latest = replace(latest, times=before.pooled_with(together))
         self.times[slim], self.latest = latest.times, latest
         return latest.times
 

@@ -33,13 +33,19 @@ def summarise(
     Where several backends count, latencies are those of the first.
     """
     analysis, candidate = prepared.analysis, choice.candidate
-    timed = next(iter(choice.timed.values()), None)
+    place, timed = next(iter(choice.timed.items()), (None, None))
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     deployed = merged(candidate.module)
     watch = timed.watch if timed is not None else None
     times = watch.times.get(candidate.module) if watch is not None else None
-    near = times.share.value * timed.seconds if timed is not None and times else None
+    limited = [budget for budget in budgets if budget.resource != "activations"]
+    limits = {
+        budget.backend: limit
+        for budget, limit in zip(limited, choice.limits, strict=True)
+        if budget.resource == "latency"
+    }
+    near = times.share.value * timed.seconds if timed is not None and times else limits.get(place)
     latency = timed.model(choice.allocator.choices, near) if timed is not None else None
     tabled = None
     if timed is not None and latency is not None and watch is None:

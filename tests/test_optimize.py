@@ -323,7 +323,7 @@ class Low(Crooked):
 
 
 def test_the_loop_is_not_particular_for_ever(monkeypatch):
-    monkeypatch.setattr(closed_loop, "PARTICULAR_ROUNDS", 1)
+    monkeypatch.setattr(closed_loop, "PARTICULAR_ROUNDS", 2)
     candidate, gauge = looped(0.6, Low)
     assert gauge.asked == 2
     assert candidate.used[0] == 0.971 * gauge.limit

@@ -180,3 +180,11 @@ def test_layers_that_became_one_kernel_share_what_it_takes():
     assert first == tuple(layer.node for layer in layers[:2])
     assert last == (layers[2].node,)
     assert seconds == pytest.approx(2e-6)
+    assert seen.seconds == pytest.approx(2 * sum(profile.values()))
+    merge = SimpleNamespace(span=SimpleNamespace(convolutions=(layers[2].node,)))
+    chosen = Seen.of(sizes, (merge,), final, profile, 2 * sum(profile.values()), layers)
+    assert chosen.kernels == seen.kernels[:1]
+    assert chosen.seconds == pytest.approx(seen.seconds)
+    groups = {group.atom: group.name for group in analysis.groups}
+    again = Seen.from_json(chosen.scaled(2.0).to_json(groups), {n: a for a, n in groups.items()})
+    assert again.merged == pytest.approx(2 * chosen.merged) != 0

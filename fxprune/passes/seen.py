@@ -46,6 +46,7 @@ class Seen:
         between: seconds of the other nodes that the profile knows, by name.
         left: seconds of what belongs to no node.
         nodes: the names of all its nodes.
+        merged: seconds of the kernels that were chosen to be merged.
     """
 
     sizes: Mapping[Atom, int]
@@ -53,6 +54,7 @@ class Seen:
     between: Mapping[str, float]
     left: float
     nodes: frozenset[str]
+    merged: float = 0.0
 
     @staticmethod
     def of(
@@ -81,21 +83,24 @@ class Seen:
         chosen = {name for merge in merged for name in merge.span.convolutions}
         rest = dict(profile)
         kernels = []
+        apart = 0.0
         for layer in layers:
             # A merged layer has the module of its first one, and a name of its own.
             own = place.get(layer.weight.removesuffix(".weight"), layer.node)
             taken = sum(rest.pop(name, 0.0) for name in {own, *layer.fused})
-            if taken and alone[layer.node] and layer.node not in chosen:
+            if layer.node in chosen:
+                apart += pace * taken
+            elif taken and alone[layer.node]:
                 kernels.append((alone[layer.node], pace * taken))
         nodes = frozenset(node.name for node in deployed.graph.nodes)
         between = {name: pace * rest.pop(name) for name in nodes & rest.keys()}
-        return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes)
+        return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes, apart)
 
     @property
     def seconds(self) -> float:
         """What all of it takes."""
         kernels = sum(seconds for _, seconds in self.kernels)
-        return kernels + sum(self.between.values()) + self.left
+        return kernels + sum(self.between.values()) + self.left + self.merged
 
     def scaled(self, factor: float) -> Seen:
         """The same with all times multiplied."""
@@ -105,6 +110,7 @@ class Seen:
             {name: factor * seconds for name, seconds in self.between.items()},
             factor * self.left,
             self.nodes,
+            factor * self.merged,
         )
 
     def to_json(self, groups: Mapping[Atom, str]) -> dict[str, Any]:
@@ -115,6 +121,7 @@ class Seen:
             "between": dict(self.between),
             "left": self.left,
             "nodes": sorted(self.nodes),
+            "merged": self.merged,
         }
 
     @staticmethod
@@ -126,6 +133,7 @@ class Seen:
             data["between"],
             data["left"],
             frozenset(data["nodes"]),
+            data["merged"],
         )
 
 
