@@ -75,14 +75,13 @@ class Seen:
         """
         pace = seconds / sum(profile.values())
         place = {str(n.target): n.name for n in deployed.graph.nodes if n.op == "call_module"}
-        alone: dict[str, tuple[str, ...]] = {layer.node: (layer.node,) for layer in layers}
+        kernel: dict[str, tuple[str, ...]] = {layer.node: (layer.node,) for layer in layers}
         recorded = deployed.meta.get(MERGED, [])
         for span in (plain.from_plain(Span, item, MERGED) for item in recorded):
-            alone |= dict.fromkeys(span.convolutions, ())
-            alone[span.convolutions[0]] = span.convolutions
+            kernel |= dict.fromkeys(span.convolutions, span.convolutions)
         chosen = {name for merge in merged for name in merge.span.convolutions}
         rest = dict(profile)
-        kernels = []
+        spent: dict[tuple[str, ...], float] = {}
         apart = 0.0
         for layer in layers:
             # A merged layer has the module of its first one, and a name of its own.
@@ -90,11 +89,13 @@ class Seen:
             taken = sum(rest.pop(name, 0.0) for name in {own, *layer.fused})
             if layer.node in chosen:
                 apart += pace * taken
-            elif taken and alone[layer.node]:
-                kernels.append((alone[layer.node], pace * taken))
-        nodes = frozenset(node.name for node in deployed.graph.nodes)
-        between = {name: pace * rest.pop(name) for name in nodes & rest.keys()}
-        return Seen(sizes, tuple(kernels), between, pace * sum(rest.values()), nodes, apart)
+            elif taken:
+                nodes = kernel[layer.node]
+                spent[nodes] = spent.get(nodes, 0.0) + pace * taken
+        names = frozenset(node.name for node in deployed.graph.nodes)
+        between = {name: pace * rest.pop(name) for name in names & rest.keys()}
+        left = pace * sum(rest.values())
+        return Seen(sizes, tuple(spent.items()), between, left, names, apart)
 
     @property
     def seconds(self) -> float:
