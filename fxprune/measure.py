@@ -6,7 +6,7 @@ share of it.  Calls are repeated until the spread is small enough; if time runs 
 measurement says that it has not converged.  Where calls are taken in several turns, a whole turn
 can be slow, when a neighbour fills the caches that are shared, and the two networks that are
 compared do not suffer alike.  There what counts of a turn is its fastest call, and the estimate is
-the 5th percentile of the turns': of the statistics tried, the one whose ratios repeat best
+the 5th percentile of the turns': one of the statistics whose ratios repeat best
 (`python -m benchmarks.noise`).
 
 Which clock is read matters more than any statistics.  With one thread the CPU time of the process
