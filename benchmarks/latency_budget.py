@@ -29,7 +29,7 @@ import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.gauges import CLEAR
-from fxprune.report import Round
+from fxprune.rounds import Round
 from fxprune.stopwatch import Times, compiled, race
 
 NETWORKS = (
@@ -132,8 +132,7 @@ def row(
 
 def clear(times: Times) -> bool:
     """Whether the share of the dense latency is known well enough."""
-    share = times.share
-    return share.high - share.low <= 2 * CLEAR * share.value
+    return times.share.is_known_to(CLEAR)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

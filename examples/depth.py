@@ -24,7 +24,7 @@ from examples import digits
 from examples.demo import step
 from fxprune.backends import Settings
 from fxprune.finalize import finalize
-from fxprune.measure import ratio
+from fxprune.measurement import ratio
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -92,16 +91,14 @@ class Bench:
         Of versions with about the same latency the latest are kept.
         """
         groups = {group.atom: group.name for group in analysis.groups}
-        share = found.scaled(1 / seconds)
-        new = {"share": share.seconds, **share.to_json(groups)}
-        key = self._key(captured, "slim versions of", SEEN)
+        new = found.scaled(1 / seconds)
+        kept = self.recall_seen(captured, analysis, 1.0)
+        others = [some for some in kept if (some.sizes, some.nodes) != (new.sizes, new.nodes)]
+        alike = [some for some in others if abs(some.seconds - new.seconds) < ALIKE]
+        oldest = alike[: max(len(alike) + 1 - KEPT, 0)]
+        networks = [some.to_json(groups) for some in (*others, new) if some not in oldest]
         with Cache(self.cache) as store:
-            kept = (store.get(key) or {"networks": []})["networks"]
-            others = [some for some in kept if not _same(some, new)]
-            alike = [some for some in others if abs(some["share"] - new["share"]) < ALIKE]
-            oldest = alike[: max(len(alike) + 1 - KEPT, 0)]
-            networks = [*(some for some in others if some not in oldest), new]
-            store.put(key, {"networks": networks})
+            store.put(self._key(captured, "slim versions of", SEEN), {"networks": networks})
 
     def recall_seen(
         self, captured: Captured, analysis: Analysis, seconds: float
@@ -122,11 +119,6 @@ class Bench:
         subject = f"{what} network {_structure(captured)}".lstrip()
         protocol = " ".join([PROTOCOL, IN_TURN, profiles.PROTOCOL, *protocols])
         return Key(device, backend.name, version, self.settings, subject, protocol)
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two networks that are kept have the same widths and nodes."""
-    return all(one[name] == other[name] for name in ("sizes", "nodes"))
 
 
 def bench_of(

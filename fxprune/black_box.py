@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from fxprune.closed_loop import Candidate, Round, Slim, keeps, last_resort, measured
+from fxprune.closed_loop import Candidate, Slim, keeps, last_resort, measured
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocator
 from fxprune.passes.allocation import costs
 from fxprune.prepare import Prepared
+from fxprune.rounds import Round
 from fxprune.solver import Solution, search
 
 EVALUATIONS = 16

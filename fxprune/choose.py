@@ -17,13 +17,13 @@ from fxprune.gauges import (
     MetricGauge,
     ParamsGauge,
     TabledLatencyGauge,
+    TimedGauge,
 )
 from fxprune.passes.allocate import Allocator
 from fxprune.peaks import Peak, binding
 from fxprune.prepare import Prepared
 from fxprune.progress import Tell
 from fxprune.reach import warn_of_frozen_parts
-from fxprune.timed import Timed
 
 Search = Callable[[Sequence[Gauge]], tuple[Allocator, Candidate]]
 
@@ -36,14 +36,14 @@ class Choice:
         allocator: the problem that it solves.
         limits: what every budget that was looked at comes to.
         calls: how often budgets that are functions were called.
-        timed: as in `Prepared`, with all that was seen since.
+        latencies: the gauge of every backend whose latency counts, as in `Prepared.timed`.
     """
 
     candidate: Candidate
     allocator: Allocator
     limits: tuple[float, ...]
     calls: int
-    timed: Mapping[str | None, Timed]
+    latencies: Mapping[str | None, TimedGauge]
 
 
 def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell) -> Choice:
@@ -75,9 +75,8 @@ def choose(prepared: Prepared, budgets: Sequence[Budget], slim: Slim, tell: Tell
         exceeded = [gauge for peak in peaks for gauge in peak.exceeded(candidate.allocation)]
         if not exceeded:
             calls = sum(gauge.calls for gauge in functions)
-            told = {g.budget.backend: g.timed for g in gauges if isinstance(g, LatencyGauge)}
-            timed = {place: told.get(place, start) for place, start in prepared.timed.items()}
-            return Choice(candidate, allocator, limits, calls, timed)
+            latencies = {g.budget.backend: g for g in gauges if isinstance(g, TimedGauge)}
+            return Choice(candidate, allocator, limits, calls, latencies)
         gauges = [*gauges, *exceeded]
 
 

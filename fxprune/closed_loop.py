@@ -21,6 +21,7 @@ from torch import fx
 from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
 from fxprune.passes.allocate import Allocation, Allocator
+from fxprune.rounds import Round
 from fxprune.units import format_resource
 
 logger = logging.getLogger(__name__)
@@ -31,20 +32,6 @@ Tell = Callable[[int, int], None]
 MOST_ROUNDS = 6
 PARTICULAR_ROUNDS = 3
 """After these, a candidate may lie close to the low end of the window."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """One turn of the loop: cost of a candidate per budget, as predicted (if so) and as found.
-
-    known: slim networks that had put the prediction right by then, per budget.
-    rehearsal: whether that was no candidate.
-    """
-
-    predicted: tuple[float, ...]
-    found: tuple[float, ...]
-    known: tuple[int, ...]
-    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,16 +111,17 @@ def close_the_loop(
     if not all(gauge.familiar for gauge in gauges):
         tell(0, MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, ())
-        limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
-        allocation = allocator.solve(limits)
+        allocation = _next(allocator, corrections, aims)
         if allocation.sizes:
-            rounds.append(_rehearsal(allocation, gauges, corrections, slim))
+            known = tuple(gauge.known for gauge in gauges)
+            used = rehearsed(allocation, gauges, slim)
+            rounds.append(Round(_predicted(allocation, corrections), used, known, rehearsal=True))
+            logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
     for round_number in range(MOST_ROUNDS):
         tell(round_number, MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
-        limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
-        allocation = allocator.solve(limits)
+        allocation = _next(allocator, corrections, aims)
         if _key(allocation) in tried:
             allocation = allocator.solve([c.middle() for c in corrections])
         if not allocation.sizes or _key(allocation) in tried:
@@ -162,21 +150,17 @@ def close_the_loop(
     return allocator, replace(best, rounds=tuple(rounds))
 
 
-def _rehearsal(
-    allocation: Allocation,
-    gauges: Sequence[Gauge],
-    corrections: Sequence[_Correction],
-    slim: Slim,
-) -> Round:
-    """Look at a network only to have the tables put right by it, where they may be off."""
+def rehearsed(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> tuple[float, ...]:
+    """Look at the network of `allocation` only to have tables put right by it; what it uses."""
     module = slim(allocation)
-    known = tuple(gauge.known for gauge in gauges)
-    used = tuple(math.nan if g.familiar else g.glance(module, allocation) for g in gauges)
-    for gauge in gauges:
-        gauge.learn(allocation)
-    found = Round(_predicted(allocation, corrections), used, known, rehearsal=True)
-    logger.info("rehearsal: %s", found)
-    return found
+    return tuple(gauge.rehearse(module, allocation) for gauge in gauges)
+
+
+def _next(
+    allocator: Allocator, corrections: Sequence[_Correction], aims: Sequence[float]
+) -> Allocation:
+    """The network that should come out as aimed at."""
+    return allocator.solve([c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)])
 
 
 def _predicted(allocation: Allocation, corrections: Sequence[_Correction]) -> tuple[float, ...]:
@@ -195,7 +179,8 @@ def _corrections(
         _Correction(
             gauge.limit,
             (
-                (gauge.told_of_dense(dense[i]), gauge.dense),
+                # Tables that slim networks have put right are right where these are.
+                (gauge.dense if gauge.known else dense[i], gauge.dense),
                 *((t, c.used[i]) for t, c in zip(told[i], tried, strict=True)),
             ),
         )

@@ -10,7 +10,8 @@ from fxprune import batches
 from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.errors import InputError
 from fxprune.finalize import finalize
-from fxprune.measure import Measurement, Timing, measure
+from fxprune.measure import Timing, measure
+from fxprune.measurement import Measurement
 from fxprune.passes.capture import ExampleInputs, normal_inputs
 from fxprune.passes.glue.module import require_no_glue
 from fxprune.report import META

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -9,11 +10,12 @@ from torch import fx
 
 from fxprune.budget import Budget
 from fxprune.errors import InputError
-from fxprune.measure import Interval, interval
+from fxprune.measurement import Interval, interval
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis
+from fxprune.passes.latency import LatencyModel
 from fxprune.passes.merge import merged
 from fxprune.sizes import count_params, weight_bytes
 from fxprune.stopwatch import Times
@@ -49,10 +51,6 @@ class Gauge(ABC):
     def tables(self, choices: Choices) -> Tables:
         """The cost as tables over the choices."""
 
-    def told_of_dense(self, told: float) -> float:
-        """What the tables say of the dense network, where that is what puts them right."""
-        return told
-
     @property
     def known(self) -> int:
         """The number of slim networks that have put the tables right."""
@@ -63,9 +61,10 @@ class Gauge(ABC):
         """Whether the tables are as right near the limit as they can be without candidates."""
         return True
 
-    def glance(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        """What a network uses that is no candidate, at the least effort."""
-        return self.actual(slim, allocation)
+    def rehearse(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        """Put the tables right by a network that is no candidate; what it uses, nan if unknown."""
+        del slim, allocation
+        return math.nan
 
     @abstractmethod
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
@@ -168,35 +167,43 @@ class MetricGauge(Gauge):
         return value
 
 
-class LatencyGauge(Gauge):
-    """Seconds of one forward pass, as measured.
+class TimedGauge(Gauge):
+    """Seconds of one forward pass, by tables.
 
     Attributes:
-        timed: the tables, with all that candidates told.
+        timed: the tables, with all that slim networks told.
     """
 
-    aim = 0.985
     unit = 1e-9
-    margin = 0.005
 
     def __init__(self, budget: Budget, timed: Timed) -> None:
-        assert timed.watch is not None, "nothing can be measured elsewhere"
         self.budget = budget
         self.dense = self.whole = timed.seconds
         self.limit = budget.resolve(self.dense)
-        self._watch = timed.watch
         self.timed = timed
 
-    def tables(self, choices: Choices) -> Tables:
-        return self.timed.model(choices, self.limit).tables
+    def model(self, choices: Choices) -> LatencyModel:
+        """The latency of the whole network, right near the limit."""
+        return self.timed.model(choices, self.limit)
 
-    def told_of_dense(self, told: float) -> float:
-        # Slim networks that were seen have put the tables right where these are.
-        return self.dense if self.timed.seen else told
+    def tables(self, choices: Choices) -> Tables:
+        return self.model(choices).tables
 
     @property
     def known(self) -> int:
         return len(self.timed.seen)
+
+
+class LatencyGauge(TimedGauge):
+    """Seconds of one forward pass, as measured."""
+
+    aim = 0.985
+    margin = 0.005
+
+    def __init__(self, budget: Budget, timed: Timed) -> None:
+        super().__init__(budget, timed)
+        assert timed.watch is not None, "nothing can be measured elsewhere"
+        self._watch = timed.watch
 
     def learn(self, allocation: Allocation) -> bool:
         before, self.timed = self.timed, self.timed.having_seen(allocation)
@@ -207,8 +214,12 @@ class LatencyGauge(Gauge):
         near = (abs(some.seconds / self.limit - 1) <= FAMILIAR for some in self.timed.seen)
         return not self.timed.profile or any(near)
 
-    def glance(self, slim: fx.GraphModule, allocation: Allocation) -> float:
-        return self._seconds(self._watch.time(slim, lambda times: True)).value
+    def rehearse(self, slim: fx.GraphModule, allocation: Allocation) -> float:
+        if self.familiar:
+            return math.nan
+        found = self._seconds(self._watch.time(slim, lambda times: True))
+        self.learn(allocation)
+        return found.value
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         return self._seconds(self._watch.time(slim, self._known)).value
@@ -217,8 +228,7 @@ class LatencyGauge(Gauge):
         """Whether its latency is known, or known to be outside of the window."""
         found, least = self._seconds(times), self.lowest * self.limit
         # Not until it lies inside: of many measurements, some do by chance.
-        clear = found.high - found.low <= 2 * CLEAR * found.value
-        return clear or found.high < least or found.low > self.limit
+        return found.is_known_to(CLEAR) or found.high < least or found.low > self.limit
 
     def _seconds(self, found: Times) -> Interval:
         """Seconds with their confidence interval."""
@@ -229,28 +239,16 @@ class LatencyGauge(Gauge):
         return Interval(*(self.dense * bound for bound in (share.value, share.low, share.high)))
 
 
-class TabledLatencyGauge(Gauge):
+class TabledLatencyGauge(TimedGauge):
     """Seconds of one forward pass on another machine, as its tables tell."""
 
-    unit = 1e-9
-
     def __init__(self, budget: Budget, timed: Timed) -> None:
-        self.budget = budget
-        self.dense = self.whole = timed.seconds
-        self.limit = budget.resolve(self.dense)
-        self._timed = timed
+        super().__init__(budget, timed)
         self._tables: Tables | None = None
 
     def tables(self, choices: Choices) -> Tables:
-        self._tables = self._timed.model(choices, self.limit).tables
+        self._tables = super().tables(choices)
         return self._tables
-
-    def told_of_dense(self, told: float) -> float:
-        return self.dense if self._timed.seen else told
-
-    @property
-    def known(self) -> int:
-        return len(self._timed.seen)
 
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         assert self._tables is not None, "an allocation is made from tables"

@@ -7,8 +7,13 @@ nothing else to go by.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from fxprune.budget import Budget
 from fxprune.choose import build_allocator, gauge_of
+from fxprune.closed_loop import rehearsed
+from fxprune.gauges import TimedGauge
 from fxprune.prepare import Prepared
 from fxprune.progress import Tell
 
@@ -19,24 +24,19 @@ SHARES = (0.8, 0.65, 0.5, 0.35)
 def rehearse(prepared: Prepared, tell: Tell) -> None:
     """Slim the network to several shares of its latency, and have the cache keep what is seen.
 
-    Shares that are out of reach are left out, and backends that cannot profile tell nothing.
+    Shares that are known or out of reach are left out; backends that cannot profile tell nothing.
     """
-    gauges = [
-        gauge_of(Budget("latency", 1.0, relative=True, backend=place), prepared)
-        for place, timed in prepared.timed.items()
-        if timed.watch is not None and timed.profile
-    ]
-    if not gauges:
-        return
     for done, share in enumerate(SHARES):
         tell("Rehearsing slim networks", done, len(SHARES))
-        for gauge in gauges:
-            gauge.limit = share * gauge.dense
-        allocator = build_allocator(prepared, gauges)
-        allocation = allocator.solve([gauge.limit for gauge in gauges])
+        gauges = [
+            gauge_of(Budget("latency", share, relative=True, backend=place), prepared)
+            for place in prepared.timed
+        ]
+        if all(gauge.familiar for gauge in gauges):
+            continue
+        allocation = build_allocator(prepared, gauges).solve([gauge.limit for gauge in gauges])
         if not allocation.sizes:
             break
-        slim = prepared.slim(allocation, {})
-        for gauge in gauges:
-            gauge.glance(slim, allocation)
-            gauge.learn(allocation)
+        rehearsed(allocation, gauges, partial(prepared.slim, meta={}))
+        told = {g.budget.backend: g.timed for g in gauges if isinstance(g, TimedGauge)}
+        prepared = replace(prepared, timed=told)

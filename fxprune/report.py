@@ -16,7 +16,8 @@ from torch import nn
 from fxprune import plain
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
-from fxprune.measure import Measurement, ratio
+from fxprune.measurement import Measurement, ratio
+from fxprune.rounds import Round
 from fxprune.units import format_bytes, format_count, format_seconds
 
 META: Final = "fxprune"
@@ -84,24 +85,6 @@ class Verification:
     max_relative_error: float
     nodes: int
     worst_node: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """One turn of the closed loop: a candidate's cost per budget, as predicted and as measured.
-
-    In seconds, MACs, parameters, bytes, or what a budget function returns, which is not predicted
-    where it is the only budget that has to be measured.
-
-    known: slim networks that had put the prediction right by then, per budget.
-    rehearsal: whether that was no candidate, but a network looked at to put the prediction right;
-    what needs no such look is not measured then (nan).
-    """
-
-    predicted: tuple[float, ...]
-    measured: tuple[float, ...]
-    known: tuple[int, ...]
-    rehearsal: bool = False
 
 
 @dataclass(frozen=True)

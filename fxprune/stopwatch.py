@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +17,13 @@ from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.finalize import finalize
-from fxprune.measure import Interval, Measurement, Timing, measure_interleaved, pooled, ratio
+from fxprune.measure import Timing, measure_interleaved
+from fxprune.measurement import Interval, Measurement, pooled, ratio
 from fxprune.sizes import weight_bytes
 
 NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
-"""How often a network is set up to be measured, since no two engines are equally fast."""
+"""How often a network is set up to be measured, since engines of it may differ a little."""
 MOST_TIMES = 6
 """How often two networks are measured in turn at most, to know their ratio."""
 SETTING_UP = 5.0
@@ -50,18 +51,18 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A slim network that was measured.
+class Deployed:
+    """A slim network as it was measured last.
 
     Attributes:
-        deployed: as it is deployed.
-        engines: it, set up a few times.
+        slim: as it came.
+        module: after `finalize`.
+        engines: that, set up a few times.
     """
 
     slim: fx.GraphModule
-    deployed: fx.GraphModule
+    module: fx.GraphModule
     engines: tuple[Engine, ...]
-    times: Times
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Stopwatch:
     engines: tuple[Engine, ...]
     dense: Measurement
     times: WeakKeyDictionary[fx.GraphModule, Times] = field(default_factory=WeakKeyDictionary)
-    latest: Candidate | None = None
+    latest: Deployed | None = None
 
     @staticmethod
     def start(
@@ -100,24 +101,15 @@ class Stopwatch:
         Args:
             enough: whether that is known well enough; if not, it is measured further.
         """
-        latest = self.latest
-        if latest is None or latest.slim is not slim:
+        if self.latest is None or self.latest.slim is not slim:
             self.latest = None  # room for the next one
-            ready = finalize(slim, self.inputs)
-            engines = compiled(self.backend, self.settings, ready, self.inputs)
-            found = race(self.engines, engines, self.inputs, enough)
-            latest = Candidate(slim, ready, engines, found)
-        elif not enough(latest.times):
-            before = latest.times
-            together = race(
-                self.engines,
-                latest.engines,
-                self.inputs,
-                lambda more: enough(before.pooled_with(more)),
-            )
-            latest = replace(latest, times=before.pooled_with(together))
-        self.times[slim], self.latest = latest.times, latest
-        return latest.times
+            module = finalize(slim, self.inputs)
+            engines = compiled(self.backend, self.settings, module, self.inputs)
+            self.latest = Deployed(slim, module, engines)
+        before = self.times.get(slim)
+        found = race(self.engines, self.latest.engines, self.inputs, enough, before=before)
+        self.times[slim] = found
+        return found
 
 
 def compiled(
@@ -149,13 +141,20 @@ def race(
     inputs: tuple[Tensor, ...],
     enough: Callable[[Times], bool],
     most: int = MOST_TIMES,
+    before: Times | None = None,
 ) -> Times:
-    """Measure two networks in turn until that is `enough`, `most` times at most, all pooled."""
-    found = Times(*measure_networks([dense, slim], inputs))
-    for _ in range(most - 1):
-        if enough(found):
+    """Measure two networks in turn until that is `enough`, `most` times at most, all pooled.
+
+    Args:
+        before: what was measured of them before; it counts as well.
+    """
+    found = before
+    for _ in range(most):
+        if found is not None and enough(found):
             break
-        found = found.pooled_with(Times(*measure_networks([dense, slim], inputs)))
+        more = Times(*measure_networks([dense, slim], inputs))
+        found = more if found is None else found.pooled_with(more)
+    assert found is not None, "they are measured once at least"
     return found
 
 

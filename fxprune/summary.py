@@ -9,7 +9,7 @@ from torch import fx
 from fxprune.axes import kept_size
 from fxprune.budget import Budget
 from fxprune.choose import Choice
-from fxprune.measure import Measurement
+from fxprune.measurement import Measurement
 from fxprune.passes import verify
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
@@ -18,7 +18,7 @@ from fxprune.passes.latency import LatencyModel
 from fxprune.passes.layers import Layer
 from fxprune.passes.merge import merged
 from fxprune.prepare import Prepared
-from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Round, Side, Verification
+from fxprune.report import Certificate, FrozenPlace, LayerRow, Report, Side, Verification
 from fxprune.sizes import count_params, weight_bytes
 
 
@@ -33,23 +33,16 @@ def summarise(
     Where several backends count, latencies are those of the first.
     """
     analysis, candidate = prepared.analysis, choice.candidate
-    place, timed = next(iter(choice.timed.items()), (None, None))
+    gauge = next(iter(choice.latencies.values()), None)
+    latency = gauge.model(choice.allocator.choices) if gauge is not None else None
     allocation = candidate.allocation
     sizes, gone, solution = allocation.sizes, allocation.gone, allocation.solution
     deployed = merged(candidate.module)
-    watch = timed.watch if timed is not None else None
+    watch = gauge.timed.watch if gauge is not None else None
     times = watch.times.get(candidate.module) if watch is not None else None
-    limited = [budget for budget in budgets if budget.resource != "activations"]
-    limits = {
-        budget.backend: limit
-        for budget, limit in zip(limited, choice.limits, strict=True)
-        if budget.resource == "latency"
-    }
-    near = times.share.value * timed.seconds if timed is not None and times else limits.get(place)
-    latency = timed.model(choice.allocator.choices, near) if timed is not None else None
     tabled = None
-    if timed is not None and latency is not None and watch is None:
-        tabled = (timed.seconds, latency.tables.at(solution.assignment))
+    if gauge is not None and latency is not None and watch is None:
+        tabled = (gauge.dense, latency.tables.at(solution.assignment))
     return Report(
         dense=_side(prepared.module, costs.macs(analysis), times.dense if times else None),
         slim=_side(
@@ -72,7 +65,7 @@ def summarise(
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
-        rounds=tuple(Round(r.predicted, r.found, r.known, r.rehearsal) for r in candidate.rounds),
+        rounds=candidate.rounds,
         limits=choice.limits,
     )
 

@@ -109,16 +109,15 @@ class Timed:
         """
         if self.profile is None or self.watch is None or self.watch.latest is None:
             return self
-        latest = self.watch.latest
+        latest, times = self.watch.latest, self.watch.times[self.watch.latest.slim]
         profile = self.bench.backend.profile(latest.engines[0], self.captured.example_inputs)
         if not profile:
             return self
         layers = [table.layer for table in self.layers]
         # As the dense network ran at the start, whatever the machine's pace is now.
-        seconds = latest.times.share.value * self.seconds
-        found = Seen.of(
-            allocation.sizes, allocation.merged, latest.deployed, profile, seconds, layers
-        )
+        seconds = times.share.value * self.seconds
+        sizes, merged = allocation.sizes, allocation.merged
+        found = Seen.of(sizes, merged, latest.module, profile, seconds, layers)
         self.bench.keep_seen(self.captured, self.analysis, self.seconds, found)
         return replace(self, seen=(*self.seen, found))
 

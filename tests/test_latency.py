@@ -12,7 +12,7 @@ from fxprune.backends import Region, Settings
 from fxprune.budget import Budget
 from fxprune.cache import Cache
 from fxprune.gauges import LatencyGauge
-from fxprune.measure import Measurement
+from fxprune.measurement import Measurement
 from fxprune.passes import kernels, latency, stairs
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices

@@ -19,17 +19,15 @@ from fxprune import stopwatch
 from fxprune.backends import Engine, Region, Settings, get_backend
 from fxprune.backends.signature import Signature
 from fxprune.errors import InputError, MeasurementError
-from fxprune.measure import (
+from fxprune.measure import Timing, measure, measure_interleaved
+from fxprune.measurement import (
     Interval,
     Measurement,
-    Timing,
-    _estimate,
-    _spread,
+    estimate,
     interval,
-    measure,
-    measure_interleaved,
     pooled,
     ratio,
+    spread,
 )
 from fxprune.stopwatch import Stopwatch, measure_networks
 
@@ -217,7 +215,7 @@ def test_a_measurement_that_is_good_enough_is_handed_through() -> None:
     assert found.require(0.01) is found
 
 
-def test_a_measurement_prints_as_a_figure_with_its_spread() -> None:
+def test_a_measurement_prints_as_a_figure_with_itsspread() -> None:
     assert str(Measurement(3.5214e-3, 0.012, (), "cpu", True)) == "3.52 ms ± 1.2 %"
     assert str(Measurement(0.1, 0.004, (), "cpu", True)) == "100 ms ± 0.4 %"
     assert str(Measurement(2.1e-3, 0.004, (), "cpu", False)) == "2.10 ms ± 0.4 % (not converged)"
@@ -271,7 +269,7 @@ def test_the_spread_encloses_the_true_quantile_as_often_as_it_claims() -> None:
     held = 0
     for _ in range(400):
         samples = (1 + rng.exponential(size=60)).tolist()
-        held += abs(_estimate(samples, 1) - true) <= _spread(samples, 1) * _estimate(samples, 1)
+        held += abs(estimate(samples, 1) - true) <= spread(samples, 1) * estimate(samples, 1)
     assert held >= 0.95 * 400
 
 

@@ -12,7 +12,7 @@ import fxprune
 from fxprune import judge, prepare, stopwatch
 from fxprune.backends import Backend
 from fxprune.errors import PlanMismatch, VerificationError
-from fxprune.measure import Measurement
+from fxprune.measurement import Measurement
 from fxprune.passes import kernels, verify_merged
 from fxprune.passes.allocate import plan_of
 from fxprune.passes.blocks import find_blocks

@@ -220,8 +220,7 @@ class Close(Crooked):
 class Remembered(Crooked):
     """Tables that slim networks have put right, and that are off where the dense one is."""
 
-    def told_of_dense(self, told):
-        return self.dense
+    known = 1
 
     def _cost(self, sizes):
         return macs(self.analysis, sizes) * (1.0 if sizes else 1.25)
@@ -236,16 +235,9 @@ class Unfamiliar(Crooked):
     def familiar(self):
         return self.known > 0
 
-    def glance(self, slim, allocation):
-        self.seen = self._cost(allocation.sizes)
+    def rehearse(self, slim, allocation):
+        self.seen, self.known = self._cost(allocation.sizes), 1
         return self.seen
-
-    def learn(self, allocation):
-        changed, self.known = not self.known, 1
-        return changed
-
-    def told_of_dense(self, told):
-        return self.dense if self.known else told
 
     def tables(self, choices):
         tables = macs_tables(self.analysis, choices)
@@ -300,9 +292,9 @@ def test_a_rehearsal_puts_tables_right_before_the_first_candidate():
     rehearsal, first = candidate.rounds
     assert (rehearsal.rehearsal, first.rehearsal) == (True, False)
     assert (rehearsal.known, first.known) == ((0,), (1,))
-    assert rehearsal.found == (gauge.seen,)
+    assert rehearsal.measured == (gauge.seen,)
     assert rehearsal.predicted[0] == pytest.approx(1.25 * gauge.seen, rel=1e-6)
-    assert first.predicted == pytest.approx(first.found)
+    assert first.predicted == pytest.approx(first.measured)
     assert gauge.asked == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from fxprune.errors import InputError
-from fxprune.measure import Measurement
+from fxprune.measurement import Measurement
 from fxprune.plot import DENSE, SLIM, layers_figure
 from fxprune.report import (
     Certificate,
@@ -25,6 +26,7 @@ from fxprune.report import (
     Verification,
     report,
 )
+from fxprune.rounds import Round
 
 
 def measured(seconds: float) -> Measurement:
@@ -230,3 +232,11 @@ def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="out of ink"):
         FULL.plot(tmp_path / "layers.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_rehearsal_did_not_measure_survives_json() -> None:
+    looked_at = Round((1.0, 2.0), (0.5, math.nan), (0, 0), rehearsal=True)
+    again = Report.from_json(dataclasses.replace(FULL, rounds=(looked_at,)).to_json())
+    (found,) = again.rounds
+    assert (found.measured[0], found.rehearsal) == (0.5, True)
+    assert math.isnan(found.measured[1])
