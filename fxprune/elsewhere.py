@@ -47,7 +47,7 @@ class Elsewhere(Backend):
     def restore(self, path: Path) -> Engine:
         raise unknown(self, f"what is saved in {str(path)!r}")
 
-    def region_seconds(
+    def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> NoReturn:
         raise unknown(self, f"the kernel {region.signature()}")

@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from types import MappingProxyType
@@ -32,12 +32,13 @@ from torch import Tensor
 from fxprune.backends.base import Engine
 from fxprune.backends.devices import torch_threads
 from fxprune.measurement import Clock, Measurement, common, spread
+from fxprune.quiet import wait_for_quiet
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
-PROTOCOL = "p10/4"
+PROTOCOL = "p10/5"
 """Version of the way of measuring; figures of different versions must not be mixed."""
-IN_TURN = "turns/2"
+IN_TURN = "turns/3"
 """The same for networks that are measured in turn."""
 
 WARM_UP_CALLS = 3
@@ -101,7 +102,7 @@ def measure_interleaved(
             for name in shuffled.sample(list(samplers), len(samplers)):
                 if not alone:
                     samplers[name].warm_up(timing.warm_up)
-                samples[name].extend(samplers[name].sample() for _ in range(each))
+                samples[name].extend(samplers[name].turn(each))
             rounds += 1
             enough = rounds * each >= least and (alone or rounds >= timing.turns)
             turns = 1 if alone else rounds
@@ -117,17 +118,20 @@ class _Sampler:
 
     timed: seconds per call, of as many calls as it is given.
     calls: calls in one sample.
+    on_cpu: whether it is the CPU that works.
     """
 
     timed: Callable[[int], float]
     calls: int
+    on_cpu: bool
 
     @staticmethod
     def start(run: Callable[[], object], clock: Clock, warm_up: float) -> _Sampler:
         """Warm up, and see how many calls a sample needs."""
-        on_cpu = partial(_on_cpu, CPU_CLOCKS[clock], run) if clock != "cuda" else None
-        once = _Sampler(on_cpu or partial(_on_cuda, run), 1)
-        return _Sampler(once.timed, ceil(SHORTEST_SAMPLE / once.warm_up(warm_up)))
+        on_cpu = clock != "cuda"
+        timed = partial(_on_cpu, CPU_CLOCKS[clock], run) if on_cpu else partial(_on_cuda, run)
+        once = _Sampler(timed, 1, on_cpu)
+        return replace(once, calls=ceil(SHORTEST_SAMPLE / once.warm_up(warm_up)))
 
     def warm_up(self, seconds: float) -> float:
         """Call it for so long, and three times at least; the shortest call."""
@@ -140,6 +144,12 @@ class _Sampler:
     def sample(self) -> float:
         """Seconds per call."""
         return self.timed(self.calls)
+
+    def turn(self, count: int) -> list[float]:
+        """So many samples, once neighbours leave the core alone."""
+        if self.on_cpu:
+            wait_for_quiet()
+        return [self.sample() for _ in range(count)]
 
 
 def _samples_of_a_turn(samplers: Iterable[_Sampler], timing: Timing) -> int:

@@ -107,7 +107,7 @@ class Stopwatch:
             engines = compiled(self.backend, self.settings, module, self.inputs)
             self.latest = Deployed(slim, module, engines)
         before = self.times.get(slim)
-        found = race(self.engines, self.latest.engines, self.inputs, enough, before=before)
+        found = race(self.engines, self.latest.engines, self.inputs, enough, MOST_TIMES, before)
         self.times[slim] = found
         return found
 
@@ -140,7 +140,7 @@ def race(
     slim: Sequence[Engine],
     inputs: tuple[Tensor, ...],
     enough: Callable[[Times], bool],
-    most: int = MOST_TIMES,
+    most: int,
     before: Times | None = None,
 ) -> Times:
     """Measure two networks in turn until that is `enough`, `most` times at most, all pooled.

@@ -481,13 +481,14 @@ def test_a_region_in_a_network_is_told_apart_from_the_changes_of_layout_around_i
 ) -> None:
     backend = needs(name)
     region = Region("conv", 1, 64, 64, spatial=(14, 14), kernel=(1, 1), residual=True)
-    inside = backend.region_seconds(region)
-    assert inside is not None
+    timer = backend.region_timer(region)
+    assert timer is not None
+    inside = timer()
     alone = measure(backend.compile_region(region), region.inputs(), Timing(tolerance=0.05))
     assert 0.1 * alone.seconds < inside < 0.9 * alone.seconds
-    wide = backend.region_seconds(region.with_widths(128, 128))
-    assert wide is not None
-    assert wide > 2 * inside
+    wider = backend.region_timer(region.with_widths(128, 128))
+    assert wider is not None
+    assert wider() > 2 * inside
 
 
 def test_a_residual_is_added_within_the_convolution_as_in_a_network() -> None:
@@ -503,7 +504,7 @@ def test_a_residual_is_added_within_the_convolution_as_in_a_network() -> None:
 
 def test_a_backend_that_cannot_tell_says_so() -> None:
     region = Region("linear", 1, 8, 8)
-    assert get_backend("eager").region_seconds(region) is None
+    assert get_backend("eager").region_timer(region) is None
 
 
 def regions() -> Iterator[Region]:

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.backends import Region, Settings
 from fxprune.budget import Budget
 from fxprune.cache import Cache
+from fxprune.errors import BackendError
 from fxprune.gauges import LatencyGauge
 from fxprune.measurement import Measurement
 from fxprune.passes import kernels, latency, stairs
@@ -42,7 +43,7 @@ class FormulaBackend:
     def version(self):
         return "1"
 
-    def region_seconds(self, region, settings, device):
+    def region_timer(self, region, settings, device):
         return None
 
     def compile_region(self, region, settings, device):
@@ -150,8 +151,8 @@ def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
 
 def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):
     class Telling(FormulaBackend):
-        def region_seconds(self, region, settings, device):
-            return 2 * seconds_of(region)
+        def region_timer(self, region, settings, device):
+            return lambda: 2 * seconds_of(region)
 
     _, _, layers, choices = prepared(small_resnet(16), images(1))
     backend = Telling()
@@ -350,3 +351,50 @@ def test_a_latency_that_is_not_clear_yet_is_measured_on():
     watch = ScriptedWatch(*[np.linspace(0.57, 0.68, 8).tolist()] * 2)
     used(watch)
     assert watch.times == 2
+
+
+def test_kernels_are_set_up_together_before_any_of_them_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST_READY", 3)
+    done = []
+
+    class Telling(FormulaBackend):
+        def region_timer(self, region, settings, device):
+            done.append("set up")
+            return lambda: done.append("timed") or seconds_of(region)
+
+    _, _, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
+    assert done[:6] == ["set up"] * 3 + ["timed"] * 3
+    assert done.count("set up") == done.count("timed")
+
+
+def test_large_kernels_are_set_up_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST_NUMBERS", 1)
+    done = []
+
+    class Telling(FormulaBackend):
+        def region_timer(self, region, settings, device):
+            done.append("set up")
+            return lambda: done.append("timed") or seconds_of(region)
+
+    _, _, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
+    assert done == ["set up", "timed"] * (len(done) // 2)
+
+
+def test_an_error_while_a_kernel_is_timed_names_the_layer(tmp_path):
+    def fails():
+        raise BackendError("the kernel crashed")
+
+    class Telling(FormulaBackend):
+        def region_timer(self, region, settings, device):
+            return fails
+
+    _, _, layers, choices = prepared(small_resnet(16), images(1))
+    with (
+        Cache(tmp_path / "cache.sqlite") as cache,
+        pytest.raises(BackendError, match=r"layer blocks\.1\.conv2"),
+    ):
+        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)

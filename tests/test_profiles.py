@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fxprune.backends import Settings, onnxruntime_log, profiles
+from fxprune.backends.onnxruntime_log import LoggedSession
 
 
 def test_a_small_kernel_is_known_better_than_the_clock_counts():
@@ -17,12 +19,11 @@ def test_runs_that_were_disturbed_do_not_count():
 
 
 def test_kernels_are_told_without_the_cost_of_the_log(monkeypatch):
-    logged = {"conv": [12e-6] * 8, "view": [1e-6] * 8}
-    monkeypatch.setattr(onnxruntime_log, "_logged", lambda *_: logged)
-    monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 2e-6)
-    told = onnxruntime_log.kernel_seconds(b"", Settings(), {}, 8)
-    assert told["conv"] == pytest.approx([10e-6] * 8)
-    assert told["view"] == [onnxruntime_log.SHORTEST] * 8
+    log = LoggedSession.start(onnxruntime_log._chain(3), Settings())
+    monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 1.0)
+    told = log.kernel_seconds((torch.zeros(1, 16, 7, 7),), 8)
+    assert {"layer0", "layer1", "layer2"} <= told.keys()
+    assert told["layer1"] == [onnxruntime_log.SHORTEST] * 8
 
 
 def test_the_log_costs_more_than_a_kernel_that_does_nothing():

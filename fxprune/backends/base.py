@@ -25,7 +25,7 @@ from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError, BackendUnavailable, FxpruneError, InputError
 
-Compiled = TypeVar("Compiled", bound="Engine")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class Backend(ABC):
         module, inputs = region.as_module(device)
         return self.compile(module, inputs, settings)
 
-    def region_seconds(
+    def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> float | None:
-        """Seconds that a region takes inside a network, where the backend can tell.
+    ) -> Callable[[], float] | None:
+        """Set a region up, to be run once that is called: seconds that it takes inside a network.
 
         That is without the changes of layout at its borders, which a network mostly spares and
-        which can cost more than a small region itself.  Where this is None, measure the engine of
-        `compile_region`.  Version of the procedure: `profiles.PROTOCOL`.
+        which can cost more than a small region itself.  Where a backend cannot tell, this is None:
+        measure the engine of `compile_region`.  Version of the procedure: `profiles.PROTOCOL`.
         """
         del region, settings, device
         return None
@@ -185,7 +185,7 @@ class Backend(ABC):
                     f"move model and inputs to {' or '.join(self.device_types)}",
                 )
 
-    def attempt(self, action: str, call: Callable[[], Compiled]) -> Compiled:
+    def attempt(self, action: str, call: Callable[[], Made]) -> Made:
         """Call; whatever a compiler raises becomes a `BackendError` that says what was tried."""
         try:
             return call()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.onnxruntime_session import options_for, session_of
+from fxprune.backends.onnxruntime_session import feed, options_for, session_of
 from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
@@ -33,20 +33,17 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, *inputs: Tensor) -> Any:
         return self.signature.restore(
-            [torch.from_numpy(array) for array in self.session.run(None, self.feed(inputs))]
+            [
+                torch.from_numpy(array)
+                for array in self.session.run(None, feed(self.session, inputs))
+            ]
         )
-
-    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-        """The inputs by name, as NumPy arrays that share their memory where they can."""
-        names = (value.name for value in self.session.get_inputs())
-        arrays = (tensor.detach().contiguous().numpy() for tensor in inputs)
-        return dict(zip(names, arrays, strict=True))
 
     def bind(self, *inputs: Tensor) -> Callable[[], object]:
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()
-        for name, array in self.feed(inputs).items():
+        for name, array in feed(self.session, inputs).items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
         for value in self.session.get_outputs():
             binding.bind_output(value.name)
@@ -100,17 +97,27 @@ class OnnxRuntimeBackend(Backend):
             lambda: self._engine(model, settings, signature),
         )
 
-    def region_seconds(
+    def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> float:
-        """Seconds of the region's own kernels, from the profile of a session with nothing else."""
+    ) -> Callable[[], float]:
+        """Tells the region's own kernels, from the log of a session with nothing else."""
         from fxprune.backends.onnx_rewrites import RESIDUAL_POOL
+        from fxprune.backends.onnxruntime_log import LoggedSession
 
-        engine = self.compile_region(region, settings, device)
-        assert isinstance(engine, OnnxRuntimeEngine)
-        seconds = _kernel_seconds(engine, region.inputs(device), REGION_RUNS)
+        settings, inputs = settings or Settings(), region.inputs(device)
+        self.require(settings, inputs)
+        model = _region_model(region, settings)
+        logged = self.attempt(
+            f"compile the region {region.signature()}",
+            lambda: LoggedSession.start(model, settings),
+        )
         borders = ("ReorderInput", "ReorderOutput", RESIDUAL_POOL)
-        return sum(typical(runs) for name, runs in seconds.items() if not name.startswith(borders))
+
+        def seconds() -> float:
+            kernels = logged.kernel_seconds(inputs, REGION_RUNS)
+            return sum(typical(r) for name, r in kernels.items() if not name.startswith(borders))
+
+        return seconds
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -125,9 +132,11 @@ class OnnxRuntimeBackend(Backend):
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
         """Seconds by fx node, from ONNX Runtime's own log of every run of every kernel."""
         from fxprune.backends import onnx_model
+        from fxprune.backends.onnxruntime_log import LoggedSession
 
         assert isinstance(engine, OnnxRuntimeEngine)
-        seconds = _kernel_seconds(engine, inputs, PROFILED_RUNS)
+        logged = LoggedSession.start(engine.model, engine.settings)
+        seconds = logged.kernel_seconds(inputs, PROFILED_RUNS)
         return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
 
 
@@ -139,15 +148,6 @@ def _region_model(region: Region, settings: Settings) -> bytes:
     if region.residual and region.operator == "conv":
         onnx_rewrites.pool_residual(model, len(region.kernel))
     return onnx_model.pack(model, settings, Signature.of_region(region))
-
-
-def _kernel_seconds(
-    engine: OnnxRuntimeEngine, inputs: tuple[Tensor, ...], runs: int
-) -> dict[str, list[float]]:
-    """Seconds of every run of every kernel."""
-    from fxprune.backends.onnxruntime_log import kernel_seconds
-
-    return kernel_seconds(engine.model, engine.settings, engine.feed(inputs), runs)
 
 
 BACKEND = OnnxRuntimeBackend()

@@ -1,8 +1,10 @@
-"""How every session of ONNX Runtime is started, to run a network or to log its kernels."""
+"""How every session of ONNX Runtime is started and fed, to run a network or to log its kernels."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from torch import Tensor
 
 from fxprune.backends.settings import Settings
 
@@ -26,3 +28,10 @@ def session_of(model: bytes, options: Any) -> Any:
     import onnxruntime
 
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def feed(session: Any, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The inputs by name, as NumPy arrays that share their memory where they can."""
+    names = (value.name for value in session.get_inputs())
+    arrays = (tensor.detach().contiguous().numpy() for tensor in inputs)
+    return dict(zip(names, arrays, strict=True))

@@ -20,10 +20,11 @@ from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError
 from fxprune.files import atomic_path
+from fxprune.quiet import wait_for_quiet
 
 PROFILE_ROUNDS = 4
 PROFILE_WARM_UP = 2
-REGION_ROUNDS = 3
+REGION_ROUNDS = 2
 REGION_RUNS = 8
 
 
@@ -98,10 +99,10 @@ class OpenVinoBackend(Backend):
         self.require(settings)
         return self._region_engine(region, _region_model(region, settings), settings)
 
-    def region_seconds(
+    def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> float:
-        """Seconds of the region's own kernels, by the counters of a network with nothing else.
+    ) -> Callable[[], float]:
+        """Tells the region's own kernels, by the counters of a network with nothing else.
 
         Alone, a region turns its input into the layout that its kernel reads and its result back,
         which takes longer than many a kernel, and which a network does once for all of its layers.
@@ -109,14 +110,21 @@ class OpenVinoBackend(Backend):
         settings = settings or Settings()
         self.require(settings)
         model, inputs = _region_model(region, settings), region.inputs(device)
-        seconds: dict[str, list[float]] = {}
-        for _ in range(REGION_ROUNDS):
-            engine = self._region_engine(region, model, settings, profiled=True)
-            arrays = engine.arrays(inputs)
-            means = _kernel_means(engine.compiled, arrays, REGION_RUNS, {"Reorder"})
-            for kernel, mean in means.items():
-                seconds.setdefault(kernel, []).append(mean)
-        return sum(map(typical, seconds.values()))
+        engines = [
+            self._region_engine(region, model, settings, profiled=True)
+            for _ in range(REGION_ROUNDS)
+        ]
+
+        def seconds() -> float:
+            found: dict[str, list[float]] = {}
+            for engine in engines:
+                arrays = engine.arrays(inputs)
+                means = _kernel_means(engine.compiled, arrays, REGION_RUNS, {"Reorder"})
+                for kernel, mean in means.items():
+                    found.setdefault(kernel, []).append(mean)
+            return sum(map(typical, found.values()))
+
+        return seconds
 
     def _region_engine(
         self, region: Region, model: bytes, settings: Settings, *, profiled: bool = False
@@ -182,6 +190,7 @@ def _kernel_means(
     done = 0
     for more in (PROFILE_WARM_UP, runs):
         for _ in range(more):
+            wait_for_quiet()
             request.infer(arrays)
         done += more
         totals.append(

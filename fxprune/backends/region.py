@@ -95,6 +95,12 @@ class Region:
             raise InputError("the kernel is larger than the padded input", repr(self))
 
     @property
+    def numbers(self) -> int:
+        """How many there are in its input and its weight."""
+        weight = self.in_width // self.groups * self.out_width * math.prod(self.kernel)
+        return math.prod(self.in_shape) + weight
+
+    @property
     def out_spatial(self) -> tuple[int, ...]:
         """Output sizes after batch and channels (for `linear`: those of the input)."""
         if self.operator == "linear":

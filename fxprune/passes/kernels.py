@@ -7,10 +7,10 @@ out not to be a straight line. Measurements are cached, and shared between layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Array = NDArray[np.float64]
 Corners = tuple[tuple[int, ...], ...]
 
@@ -37,6 +39,9 @@ Corners = tuple[tuple[int, ...], ...]
 COARSE = (0.5, 1.0)
 FINE = (0.25, 0.5, 0.75, 1.0)
 TOLERANCE = 0.03
+# Kernels that are set up before any of them is timed, and numbers in their tensors.
+MOST_READY = 32
+MOST_NUMBERS = 2**24
 KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
 # The widths that a probe does not vary need not be larger: the pattern is the same.
 WIDEST_PROBE = 256
@@ -93,20 +98,25 @@ class _Clock:
     def measure(self, regions: Iterable[tuple[Region, Layer]]) -> None:
         """Have all of these known; an error names the layer that a region is for."""
         needed = {region.signature(): (region, layer) for region, layer in regions}
-        missing = {name: pair for name, pair in needed.items() if name not in self.known}
-        total = len(self.known) + len(missing)
-        for name, (region, layer) in missing.items():
-            key = self._key(name)
-            kept = self.cache.get(key)
+        total = len(self.known.keys() | needed.keys())
+        missing: dict[str, tuple[Region, Layer]] = {}
+        for name, pair in needed.items():
+            if name in self.known:
+                continue
+            kept = self.cache.get(self._key(name))
             if kept is None:
-                try:
-                    kept = {"seconds": self._seconds(region)}
-                except FxpruneError as error:
-                    raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
-                self.cache.put(key, kept)
-            self.known[name] = float(kept["seconds"])
-            if self.step is not None:
-                self.step(len(self.known), total)
+                missing[name] = pair
+            else:
+                self._know(name, kept, total)
+        for batch in _batches(missing):
+            ready = {
+                name: self._within(layer, self._timer, region)
+                for name, (region, layer) in batch.items()
+            }
+            for name, timer in ready.items():
+                kept = {"seconds": self._within(batch[name][1], timer)}
+                self.cache.put(self._key(name), kept)
+                self._know(name, kept, total)
 
     def read(self, regions: Iterable[Region]) -> Array:
         """Seconds of regions that are known."""
@@ -118,13 +128,41 @@ class _Clock:
         device, version = backend.device(self.device), backend.version()
         return Key(device, backend.name, version, self.settings, signature, protocol)
 
-    def _seconds(self, region: Region) -> float:
-        """Seconds of one kernel: as the backend's own profile tells them, or else by the clock."""
-        told = self.backend.region_seconds(region, self.settings, self.device)
+    def _know(self, name: str, kept: Mapping[str, Any], total: int) -> None:
+        self.known[name] = float(kept["seconds"])
+        if self.step is not None:
+            self.step(len(self.known), total)
+
+    def _timer(self, region: Region) -> Callable[[], float]:
+        """Set one kernel up, to be timed by the backend's own profile or else by the clock."""
+        told = self.backend.region_timer(region, self.settings, self.device)
         if told is not None:
             return told
         engine = self.backend.compile_region(region, self.settings, self.device)
-        return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
+        inputs = region.inputs(self.device)
+        return lambda: measure(engine, inputs, KERNEL_TIMING).seconds
+
+    @staticmethod
+    def _within(layer: Layer, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call; an error tells the layer."""
+        try:
+            return call(*args, **kwargs)
+        except FxpruneError as error:
+            raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
+
+
+def _batches(wanted: Mapping[str, tuple[Region, T]]) -> Iterator[dict[str, tuple[Region, T]]]:
+    """As many at once as are set up together, so that a quiet moment times many of them."""
+    batch: dict[str, tuple[Region, T]] = {}
+    numbers = 0
+    for name, pair in wanted.items():
+        if batch and (len(batch) == MOST_READY or numbers + pair[0].numbers > MOST_NUMBERS):
+            yield batch
+            batch, numbers = {}, 0
+        batch[name] = pair
+        numbers += pair[0].numbers
+    if batch:
+        yield batch
 
 
 def measure_layers(

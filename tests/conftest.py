@@ -1,0 +1,18 @@
+"""What all tests share."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from fxprune import stopwatch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_measuring() -> Iterator[None]:
+    """Networks are measured less thoroughly: tests ask how latencies are used, not how exact."""
+    quick = replace(stopwatch.NETWORK_TIMING, max_seconds=0.4, warm_up=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopwatch, "NETWORK_TIMING", quick)
+        patch.setattr(stopwatch, "MOST_TIMES", 2)
+        yield
