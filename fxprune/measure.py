@@ -32,7 +32,7 @@ from torch import Tensor
 from fxprune.backends.base import Engine
 from fxprune.backends.devices import torch_threads
 from fxprune.measurement import Clock, Measurement, common, spread
-from fxprune.quiet import wait_for_quiet
+from fxprune.quiet import PATIENCE, wait_for_quiet
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
@@ -146,10 +146,13 @@ class _Sampler:
         return self.timed(self.calls)
 
     def turn(self, count: int) -> list[float]:
-        """So many samples, once neighbours leave the core alone."""
-        if self.on_cpu:
-            wait_for_quiet()
-        return [self.sample() for _ in range(count)]
+        """So many samples, each once neighbours leave the core alone."""
+        taken, patience = [], PATIENCE
+        for _ in range(count):
+            if self.on_cpu:
+                patience = wait_for_quiet(patience)
+            taken.append(self.sample())
+        return taken
 
 
 def _samples_of_a_turn(samplers: Iterable[_Sampler], timing: Timing) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 
 PATIENCE = 1.0
-"""Seconds to wait for one sample."""
+"""Seconds to wait for one sample, or the samples of one turn."""
 READINGS = 3
 """So many in a row tell that it is quiet."""
 LOOSE = 1.15
@@ -78,9 +78,11 @@ class Canary:
         return end - begin <= LOOSE * self._fastest
 
 
-def wait_for_quiet() -> bool:
-    """Wait until this process has a core to itself; False if that did not happen for a while."""
-    return _canary().wait()
+def wait_for_quiet(patience: float = PATIENCE) -> float:
+    """Wait until this process has a core to itself; what is left of the patience (seconds)."""
+    start = time.perf_counter()
+    _canary().wait(patience)
+    return max(patience - (time.perf_counter() - start), 0.0)
 
 
 @cache

@@ -215,7 +215,7 @@ def test_a_measurement_that_is_good_enough_is_handed_through() -> None:
     assert found.require(0.01) is found
 
 
-def test_a_measurement_prints_as_a_figure_with_itsspread() -> None:
+def test_a_measurement_prints_as_a_figure_with_its_spread() -> None:
     assert str(Measurement(3.5214e-3, 0.012, (), "cpu", True)) == "3.52 ms ± 1.2 %"
     assert str(Measurement(0.1, 0.004, (), "cpu", True)) == "100 ms ± 0.4 %"
     assert str(Measurement(2.1e-3, 0.004, (), "cpu", False)) == "2.10 ms ± 0.4 % (not converged)"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fxprune.quiet import FIRST, LASTS, RATION, Canary
+from fxprune.quiet import FIRST, LASTS, RATION, Canary, wait_for_quiet
 
 WORK = 1e-4
 
@@ -82,3 +82,9 @@ def test_a_machine_that_became_slower_is_believed_to_be_quiet_again() -> None:
     assert not canary.wait(0.1)
     machine.now = 45.0
     assert canary.wait(0.1)
+
+
+def test_what_is_left_of_the_patience_is_told() -> None:
+    left = wait_for_quiet(5.0)
+    assert 0 <= left <= 5.0
+    assert wait_for_quiet(0.0) == 0.0

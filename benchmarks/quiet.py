@@ -1,0 +1,93 @@
+"""What is gained by timing kernels in quiet moments, and what does waiting for these cost?
+
+    python -m benchmarks.quiet --out docs/quiet.md
+
+Kernels are set up and timed as for latency tables, again and again, now at once and now when a
+moment is quiet. *Median* and *worst tenth* are of those timings, the latter over the fastest of
+all; *seconds* is what one takes, setting up included. Backends that the file has already are not
+run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.written import WrittenTable
+from fxprune.backends import Backend, Region, get_backend
+from fxprune.quiet import Canary
+
+REGIONS = {
+    "3x3, 256 to 256, at 14x14": Region("conv", 1, 256, 256, 1, (14, 14), (3, 3), padding=(1, 1)),
+    "1x1, 64 to 384, at 14x14": Region("conv", 1, 64, 384, 1, (14, 14), (1, 1)),
+    "3x3 depthwise, 384, at 14x14": Region(
+        "conv", 1, 384, 384, 384, (14, 14), (3, 3), padding=(1, 1)
+    ),
+    "linear, 1280 to 1000": Region("linear", 1, 1280, 1000),
+}
+WAYS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "at once": lambda: patch.object(Canary, "wait", lambda canary: False),
+    "when quiet": nullcontext,
+}
+COLUMNS = ("backend", "kernel", "timed", "times", "median us", "worst tenth", "seconds")
+
+
+def main() -> None:
+    """Time kernels either way, in random order."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
+    parser.add_argument("--seconds", type=float, default=120.0, help="for each backend")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = get_backend(arguments.backends[0]).device()
+    intro = __doc__.split("\n\n")[2].replace("\n", " ")
+    heading = f"# Kernels, timed at once and when it is quiet\n\n{intro}\n\n{machine}; one thread."
+    table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
+    for name in arguments.backends:
+        if name not in table.column("backend"):
+            compare(get_backend(name), arguments.seconds, table)
+
+
+def compare(backend: Backend, seconds: float, table: WrittenTable) -> None:
+    """Add the rows of one backend."""
+    told: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    keys = [(kernel, way) for kernel in REGIONS for way in WAYS]
+    shuffled = random.Random(0)
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        for kernel, way in shuffled.sample(keys, len(keys)):
+            with WAYS[way]():
+                told.setdefault((kernel, way), []).append(timed(backend, REGIONS[kernel]))
+    for kernel, way in keys:
+        figures, took = np.array(told[kernel, way]).T
+        fastest = min(figure for other in WAYS for figure, _ in told[kernel, other])
+        table.add(
+            backend.name,
+            kernel,
+            way,
+            f"{len(figures)}",
+            f"{1e6 * np.median(figures):.1f}",
+            f"{np.quantile(figures, 0.9) / fastest:.2f}",
+            f"{np.mean(took):.3f}",
+        )
+
+
+def timed(backend: Backend, region: Region) -> tuple[float, float]:
+    """Seconds of a kernel, and seconds that telling them took."""
+    start = time.perf_counter()
+    timer = backend.region_timer(region)
+    assert timer is not None, "both backends tell kernels from networks"
+    return timer(), time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
