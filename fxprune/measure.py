@@ -96,13 +96,15 @@ def measure_interleaved(
         alone, rounds = len(samplers) == 1, 0
         # However slow they are: a single turn tells nothing of how far turns are apart.
         fewest = 1 if alone else 2
+        # A turn of its own each, samples must not wait until the time is over.
+        patience = min(PATIENCE, timing.max_seconds / least) if alone else PATIENCE
         stop = time.perf_counter() + timing.max_seconds * len(samplers)
         converged = False
         while not converged and (rounds < fewest or time.perf_counter() < stop):
             for name in shuffled.sample(list(samplers), len(samplers)):
                 if not alone:
                     samplers[name].warm_up(timing.warm_up)
-                samples[name].extend(samplers[name].turn(each))
+                samples[name].extend(samplers[name].turn(each, patience))
             rounds += 1
             enough = rounds * each >= least and (alone or rounds >= timing.turns)
             turns = 1 if alone else rounds
@@ -145,9 +147,9 @@ class _Sampler:
         """Seconds per call."""
         return self.timed(self.calls)
 
-    def turn(self, count: int) -> list[float]:
-        """So many samples, each once neighbours leave the core alone."""
-        taken, patience = [], PATIENCE
+    def turn(self, count: int, patience: float) -> list[float]:
+        """So many samples, each once neighbours leave the core alone; seconds to wait at most."""
+        taken = []
         for _ in range(count):
             if self.on_cpu:
                 patience = wait_for_quiet(patience)

@@ -6,9 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from fxprune import quiet
 from fxprune.quiet import FIRST, LASTS, RATION, Canary, wait_for_quiet
 
 WORK = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def the_usual_ration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "RATION", RATION)
 
 
 class Machine:
