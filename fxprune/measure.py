@@ -32,7 +32,7 @@ from torch import Tensor
 from fxprune.backends.base import Engine
 from fxprune.backends.devices import torch_threads
 from fxprune.measurement import Clock, Measurement, common, spread
-from fxprune.quiet import PATIENCE, wait_for_quiet
+from fxprune.quiet import Patience
 
 CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_counter_ns})
 
@@ -96,15 +96,15 @@ def measure_interleaved(
         alone, rounds = len(samplers) == 1, 0
         # However slow they are: a single turn tells nothing of how far turns are apart.
         fewest = 1 if alone else 2
-        # A turn of its own each, samples must not wait until the time is over.
-        patience = min(PATIENCE, timing.max_seconds / least) if alone else PATIENCE
+        # Half of the time may go by with waiting, in equal parts.
+        waiting = timing.max_seconds / (2 * (least if alone else timing.turns))
         stop = time.perf_counter() + timing.max_seconds * len(samplers)
         converged = False
         while not converged and (rounds < fewest or time.perf_counter() < stop):
             for name in shuffled.sample(list(samplers), len(samplers)):
                 if not alone:
                     samplers[name].warm_up(timing.warm_up)
-                samples[name].extend(samplers[name].turn(each, patience))
+                samples[name].extend(samplers[name].turn(each, Patience(waiting)))
             rounds += 1
             enough = rounds * each >= least and (alone or rounds >= timing.turns)
             turns = 1 if alone else rounds
@@ -120,19 +120,18 @@ class _Sampler:
 
     timed: seconds per call, of as many calls as it is given.
     calls: calls in one sample.
-    on_cpu: whether it is the CPU that works.
+    waits: whether quiet moments are waited for: where one thread works, and no other of ours.
     """
 
     timed: Callable[[int], float]
     calls: int
-    on_cpu: bool
+    waits: bool
 
     @staticmethod
     def start(run: Callable[[], object], clock: Clock, warm_up: float) -> _Sampler:
         """Warm up, and see how many calls a sample needs."""
-        on_cpu = clock != "cuda"
-        timed = partial(_on_cpu, CPU_CLOCKS[clock], run) if on_cpu else partial(_on_cuda, run)
-        once = _Sampler(timed, 1, on_cpu)
+        on_cpu = partial(_on_cpu, CPU_CLOCKS[clock], run) if clock != "cuda" else None
+        once = _Sampler(on_cpu or partial(_on_cuda, run), 1, clock == "cpu")
         return replace(once, calls=ceil(SHORTEST_SAMPLE / once.warm_up(warm_up)))
 
     def warm_up(self, seconds: float) -> float:
@@ -147,12 +146,12 @@ class _Sampler:
         """Seconds per call."""
         return self.timed(self.calls)
 
-    def turn(self, count: int, patience: float) -> list[float]:
-        """So many samples, each once neighbours leave the core alone; seconds to wait at most."""
+    def turn(self, count: int, patience: Patience) -> list[float]:
+        """So many samples, each once neighbours leave the core alone."""
         taken = []
         for _ in range(count):
-            if self.on_cpu:
-                patience = wait_for_quiet(patience)
+            if self.waits:
+                patience.wait()
             taken.append(self.sample())
         return taken
 

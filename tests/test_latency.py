@@ -384,6 +384,11 @@ def test_large_kernels_are_set_up_one_by_one(tmp_path, monkeypatch):
     assert done == ["set up", "timed"] * (len(done) // 2)
 
 
+def test_all_tensors_of_a_kernel_count_for_how_many_are_set_up():
+    region = Region("conv", 1, 4, 6, 2, (8, 8), (3, 3), padding=(1, 1), residual=True)
+    assert region.numbers == 4 * 64 + 2 * 6 * 64 + 6 * 2 * 9
+
+
 def test_an_error_while_a_kernel_is_timed_names_the_layer(tmp_path):
     def fails():
         raise BackendError("the kernel crashed")

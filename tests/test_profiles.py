@@ -1,11 +1,16 @@
 """From logs of kernels to seconds."""
 
+import gc
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 
 from fxprune.backends import Settings, onnxruntime_log, profiles
 from fxprune.backends.onnxruntime_log import LoggedSession
+
+INPUTS = (torch.zeros(1, 16, 7, 7),)
 
 
 def test_a_small_kernel_is_known_better_than_the_clock_counts():
@@ -19,11 +24,36 @@ def test_runs_that_were_disturbed_do_not_count():
 
 
 def test_kernels_are_told_without_the_cost_of_the_log(monkeypatch):
-    log = LoggedSession.start(onnxruntime_log._chain(3), Settings())
-    monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 1.0)
-    told = log.kernel_seconds((torch.zeros(1, 16, 7, 7),), 8)
-    assert {"layer0", "layer1", "layer2"} <= told.keys()
-    assert told["layer1"] == [onnxruntime_log.SHORTEST] * 8
+    logged = {"conv": [12e-6] * 8, "view": [1e-6] * 8}
+    monkeypatch.setattr(LoggedSession, "logged", lambda *_: logged)
+    monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 2e-6)
+    told = LoggedSession(onnxruntime_log._chain(1), Settings()).kernel_seconds(INPUTS, 8)
+    assert told["conv"] == pytest.approx([10e-6] * 8)
+    assert told["view"] == [onnxruntime_log.SHORTEST] * 8
+
+
+def test_every_run_of_every_kernel_is_logged_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    session = LoggedSession(onnxruntime_log._chain(3), Settings())
+    told = session.kernel_seconds(INPUTS, 8)
+    assert {name: len(told[name]) for name in ("layer0", "layer1", "layer2")} == {
+        "layer0": 8,
+        "layer1": 8,
+        "layer2": 8,
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_is_never_made_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    session = LoggedSession(onnxruntime_log._chain(1), Settings())
+    assert len(list(tmp_path.iterdir())) == 1
+    del session
+    gc.collect()
+    with pytest.raises(Exception, match="model"):
+        LoggedSession(b"no model", Settings())
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_log_costs_more_than_a_kernel_that_does_nothing():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fxprune import quiet
-from fxprune.quiet import FIRST, LASTS, RATION, Canary, wait_for_quiet
+from fxprune.quiet import FIRST, LASTS, MOST_SAVED, RATION, Canary, Patience
 
 WORK = 1e-4
 
@@ -36,61 +36,82 @@ class Machine:
 
 def test_on_a_machine_of_ones_own_there_is_nothing_to_wait_for() -> None:
     machine = Machine(lambda now: 1.0)
-    canary = machine.canary()
-    start = machine.now
-    assert canary.wait()
-    assert machine.now - start == pytest.approx(3 * WORK)
+    assert machine.canary().wait(1.0) == pytest.approx(3 * WORK)
 
 
 def test_a_quiet_moment_is_trusted_for_a_while() -> None:
     machine = Machine(lambda now: 1.0)
     canary = machine.canary()
-    canary.wait()
-    before = machine.now
-    assert canary.wait()
-    assert machine.now == before
+    canary.wait(1.0)
+    assert canary.wait(1.0) == 0.0
     machine.now += 1.1 * LASTS
-    assert canary.wait()
-    assert machine.now > before + 1.2 * LASTS
+    assert canary.wait(1.0) == pytest.approx(3 * WORK)
 
 
 def test_it_waits_until_the_neighbour_is_gone() -> None:
     machine = Machine(lambda now: 1.7 if 5.0 <= now < 5.4 else 1.0)
     canary = machine.canary()
     machine.now = 5.1
-    assert canary.wait()
+    canary.wait(1.0)
     assert 5.4 <= machine.now < 5.41
 
 
-def test_it_does_not_wait_longer_than_its_patience() -> None:
-    machine = Machine(lambda now: 1.7 if now > FIRST else 1.0)
+def test_it_knows_noise_after_a_long_pause() -> None:
+    machine = Machine(lambda now: 1.7 if 60.0 <= now < 60.4 else 1.0)
     canary = machine.canary()
     machine.now = 60.0
-    canary.wait()
-    assert not Machine.canary(Machine(lambda now: 1.0 if now < FIRST else 1.7)).wait(0.1)
+    canary.wait(1.0)
+    assert 60.4 <= machine.now < 60.41
+
+
+def test_it_does_not_wait_longer_than_its_patience() -> None:
+    machine = Machine(lambda now: 1.7 if now > 5.0 else 1.0)
+    canary = machine.canary()
+    machine.now = 10.0
+    waited = canary.wait(0.2)
+    assert waited == machine.now - 10.0
+    assert 0.2 <= waited < 0.2 + 3 * 1.7 * WORK
 
 
 def test_waiting_is_rationed() -> None:
     machine = Machine(lambda now: 1.0 if now < FIRST else 2.0 + 50 * now)
     canary = machine.canary()
     for _ in range(200):
-        canary.wait()
+        canary.wait(1.0)
         machine.now += 0.01
-    assert machine.now * RATION < 0.01 * 200 / (1 - RATION)
-    assert 200 * 0.01 < machine.now < 200 * 0.01 / (1 - RATION) + 3
+    working = FIRST + 200 * 0.01
+    assert working < machine.now < working / (1 - RATION) + 3
+
+
+def test_little_waiting_is_saved_up() -> None:
+    machine = Machine(lambda now: 1.0 if now < 3600 else 2.0 + 10 * (now - 3600))
+    canary = machine.canary()
+    machine.now = 3600.0
+    waited = sum(canary.wait(1.0) for _ in range(100))
+    assert MOST_SAVED - 1 < waited < MOST_SAVED / (1 - RATION) + 3
 
 
 def test_a_machine_that_became_slower_is_believed_to_be_quiet_again() -> None:
     machine = Machine(lambda now: 1.0 if now < 10 else 1.3)
     canary = machine.canary()
-    canary.wait()
     machine.now = 11.0
-    assert not canary.wait(0.1)
-    machine.now = 45.0
-    assert canary.wait(0.1)
+    assert canary.wait(0.1) >= 0.1
+    for _ in range(60):
+        machine.now += 1.0
+        waited = canary.wait(0.1)
+    assert waited < 0.01
 
 
-def test_what_is_left_of_the_patience_is_told() -> None:
-    left = wait_for_quiet(5.0)
-    assert 0 <= left <= 5.0
-    assert wait_for_quiet(0.0) == 0.0
+def test_the_runs_of_a_kernel_share_their_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Slow:
+        def wait(self, patience: float) -> float:
+            asked.append(patience)
+            return 0.4
+
+    monkeypatch.setattr(quiet, "_canary", Slow)
+    patience = Patience(1.0)
+    for _ in range(4):
+        patience.wait()
+    assert asked == pytest.approx([1.0, 0.6, 0.2, 0.0])

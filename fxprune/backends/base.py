@@ -137,7 +137,7 @@ class Backend(ABC):
     def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Callable[[], float] | None:
-        """Set a region up, to be run once that is called: seconds that it takes inside a network.
+        """Set a region up; what is returned, called once, tells its seconds inside a network.
 
         That is without the changes of layout at its borders, which a network mostly spares and
         which can cost more than a small region itself.  Where a backend cannot tell, this is None:

@@ -109,7 +109,7 @@ class OnnxRuntimeBackend(Backend):
         model = _region_model(region, settings)
         logged = self.attempt(
             f"compile the region {region.signature()}",
-            lambda: LoggedSession.start(model, settings),
+            lambda: LoggedSession(model, settings),
         )
         borders = ("ReorderInput", "ReorderOutput", RESIDUAL_POOL)
 
@@ -117,7 +117,7 @@ class OnnxRuntimeBackend(Backend):
             kernels = logged.kernel_seconds(inputs, REGION_RUNS)
             return sum(typical(r) for name, r in kernels.items() if not name.startswith(borders))
 
-        return seconds
+        return lambda: self.attempt(f"time the region {region.signature()}", seconds)
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -135,7 +135,7 @@ class OnnxRuntimeBackend(Backend):
         from fxprune.backends.onnxruntime_log import LoggedSession
 
         assert isinstance(engine, OnnxRuntimeEngine)
-        logged = LoggedSession.start(engine.model, engine.settings)
+        logged = LoggedSession(engine.model, engine.settings)
         seconds = logged.kernel_seconds(inputs, PROFILED_RUNS)
         return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
 

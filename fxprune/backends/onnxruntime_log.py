@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -25,9 +26,9 @@ from torch import Tensor
 
 from fxprune.backends.onnx_model import IR_VERSION, OPSET
 from fxprune.backends.onnxruntime_session import feed, options_for, session_of
-from fxprune.backends.profiles import typical
+from fxprune.backends.profiles import PATIENCE_OF_A_RUN, typical
 from fxprune.backends.settings import Settings
-from fxprune.quiet import wait_for_quiet
+from fxprune.quiet import Patience
 
 # What is left of a kernel of which the log tells no more than its own cost.
 SHORTEST = 1e-7
@@ -41,34 +42,40 @@ RUNS = 200
 TRIALS = 3
 
 
-@dataclass(frozen=True)
 class LoggedSession:
-    """A session that logs its kernels, to be run once, into a folder of its own."""
+    """A session that logs its kernels, to be run once.
 
-    session: Any
-    folder: tempfile.TemporaryDirectory[str]
+    Args:
+        model: a serialised ONNX model.
+    """
 
-    @staticmethod
-    def start(model: bytes, settings: Settings) -> LoggedSession:
-        """Make it from a serialised model."""
-        folder = tempfile.TemporaryDirectory()
+    def __init__(self, model: bytes, settings: Settings) -> None:
+        folder = tempfile.mkdtemp()
+        # Whether it is run or not.
+        self._clear = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         options = options_for(settings)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder.name, "profile"))
-        return LoggedSession(session_of(model, options), folder)
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        self._session = session_of(model, options)
 
     def kernel_seconds(self, inputs: tuple[Tensor, ...], runs: int) -> dict[str, list[float]]:
         """Seconds of every run of every kernel, without what the log costs."""
         cost = _cost_of_an_entry()
-        logged = self._logged(feed(self.session, inputs), runs)
+        logged = self.logged(feed(self._session, inputs), runs)
         return {kernel: [max(s - cost, SHORTEST) for s in runs] for kernel, runs in logged.items()}
 
-    def _logged(self, inputs: Mapping[str, Any], runs: int) -> dict[str, list[float]]:
-        with self.folder:
-            for _ in range(runs):
-                wait_for_quiet()
-                self.session.run(None, inputs)
-            events = json.loads(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
+    def logged(self, inputs: Mapping[str, Any], runs: int) -> dict[str, list[float]]:
+        """The same with what the log costs.
+
+        Args:
+            inputs: NumPy arrays by name.
+        """
+        patience = Patience(runs * PATIENCE_OF_A_RUN)
+        for _ in range(runs):
+            patience.wait()
+            self._session.run(None, inputs)
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self._clear()
         seconds: dict[str, list[float]] = {}
         for event in events:
             if event["cat"] == "Node":
@@ -87,7 +94,7 @@ def _cost_of_an_entry() -> float:
 def _logged_in_excess() -> float:
     inputs = {"x": np.zeros((1, CHANNELS, SIZE, SIZE), dtype=np.float32)}
     kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
-    logged = LoggedSession.start(_chain(CHAIN), Settings())._logged(inputs, RUNS)
+    logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, RUNS)
     # Not what the changes of layout at both ends take.
     layers = [typical(runs) for name, runs in logged.items() if name.startswith(LAYER)]
     return fmean(layers) - kernel
@@ -95,9 +102,9 @@ def _logged_in_excess() -> float:
 
 def _call_seconds(layers: int, inputs: Mapping[str, Any]) -> float:
     session = session_of(_chain(layers), options_for(Settings()))
-    taken = []
+    taken, patience = [], Patience(RUNS * PATIENCE_OF_A_RUN)
     for _ in range(RUNS):
-        wait_for_quiet()
+        patience.wait()
         start = time.perf_counter()
         session.run(None, inputs)
         taken.append(time.perf_counter() - start)
@@ -105,7 +112,7 @@ def _call_seconds(layers: int, inputs: Mapping[str, Any]) -> float:
 
 
 def _chain(layers: int) -> bytes:
-    """So many convolutions of one pixel: entries of the log tell the shapes of what they read."""
+    """So many 1x1 convolutions: entries of the log tell the shapes of what kernels read."""
     values = ["x", *(f"{LAYER}{i}" for i in range(layers))]
     ends = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, CHANNELS, SIZE, SIZE])

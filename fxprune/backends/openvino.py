@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
+from fxprune.backends.profiles import PATIENCE_OF_A_RUN, PROFILED_RUNS, by_node, typical
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError
 from fxprune.files import atomic_path
-from fxprune.quiet import wait_for_quiet
+from fxprune.quiet import Patience
 
 PROFILE_ROUNDS = 4
 PROFILE_WARM_UP = 2
@@ -124,7 +124,7 @@ class OpenVinoBackend(Backend):
                     found.setdefault(kernel, []).append(mean)
             return sum(map(typical, found.values()))
 
-        return seconds
+        return lambda: self.attempt(f"time the region {region.signature()}", seconds)
 
     def _region_engine(
         self, region: Region, model: bytes, settings: Settings, *, profiled: bool = False
@@ -185,12 +185,12 @@ def _kernel_means(
     Args:
         without: types of kernels to leave out.
     """
-    request = compiled.create_infer_request()
+    request, patience = compiled.create_infer_request(), Patience(runs * PATIENCE_OF_A_RUN)
     totals: list[dict[str, float]] = []
     done = 0
     for more in (PROFILE_WARM_UP, runs):
         for _ in range(more):
-            wait_for_quiet()
+            patience.wait()
             request.infer(arrays)
         done += more
         totals.append(

@@ -9,6 +9,8 @@ PROTOCOL = "kernels/4"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 PROFILED_RUNS = 40
+PATIENCE_OF_A_RUN = 0.1
+"""Seconds that a run may wait for a quiet moment, as a share of what all of them may."""
 RESOLUTION = 1e-6
 """Profilers count in whole microseconds."""
 

@@ -96,9 +96,9 @@ class Region:
 
     @property
     def numbers(self) -> int:
-        """How many there are in its input and its weight."""
+        """How many there are in its inputs, its output and its weight."""
         weight = self.in_width // self.groups * self.out_width * math.prod(self.kernel)
-        return math.prod(self.in_shape) + weight
+        return math.prod(self.in_shape) + (1 + self.residual) * math.prod(self.out_shape) + weight
 
     @property
     def out_spatial(self) -> tuple[int, ...]:

@@ -8,9 +8,11 @@ out not to be a straight line. Measurements are cached, and shared between layer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +31,6 @@ from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Array = NDArray[np.float64]
 Corners = tuple[tuple[int, ...], ...]
 
@@ -109,12 +109,13 @@ class _Clock:
             else:
                 self._know(name, kept, total)
         for batch in _batches(missing):
-            ready = {
-                name: self._within(layer, self._timer, region)
-                for name, (region, layer) in batch.items()
-            }
-            for name, timer in ready.items():
-                kept = {"seconds": self._within(batch[name][1], timer)}
+            ready: dict[str, Callable[[], float]] = {}
+            for name, (region, layer) in batch.items():
+                with _naming(layer):
+                    ready[name] = self._timer(region)
+            for name, (_, layer) in batch.items():
+                with _naming(layer):
+                    kept = {"seconds": ready.pop(name)()}
                 self.cache.put(self._key(name), kept)
                 self._know(name, kept, total)
 
@@ -136,33 +137,37 @@ class _Clock:
     def _timer(self, region: Region) -> Callable[[], float]:
         """Set one kernel up, to be timed by the backend's own profile or else by the clock."""
         told = self.backend.region_timer(region, self.settings, self.device)
-        if told is not None:
-            return told
+        return told or partial(self._by_the_clock, region)
+
+    def _by_the_clock(self, region: Region) -> float:
+        # Compiled one by one: it may take seconds, after which it is known and kept.
         engine = self.backend.compile_region(region, self.settings, self.device)
-        inputs = region.inputs(self.device)
-        return lambda: measure(engine, inputs, KERNEL_TIMING).seconds
-
-    @staticmethod
-    def _within(layer: Layer, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call; an error tells the layer."""
-        try:
-            return call(*args, **kwargs)
-        except FxpruneError as error:
-            raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
+        return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
 
 
-def _batches(wanted: Mapping[str, tuple[Region, T]]) -> Iterator[dict[str, tuple[Region, T]]]:
+def _batches(
+    wanted: Mapping[str, tuple[Region, Layer]],
+) -> Iterator[dict[str, tuple[Region, Layer]]]:
     """As many at once as are set up together, so that a quiet moment times many of them."""
-    batch: dict[str, tuple[Region, T]] = {}
+    batch: dict[str, tuple[Region, Layer]] = {}
     numbers = 0
-    for name, pair in wanted.items():
-        if batch and (len(batch) == MOST_READY or numbers + pair[0].numbers > MOST_NUMBERS):
+    for name, (region, layer) in wanted.items():
+        if batch and (len(batch) == MOST_READY or numbers + region.numbers > MOST_NUMBERS):
             yield batch
             batch, numbers = {}, 0
-        batch[name] = pair
-        numbers += pair[0].numbers
+        batch[name] = region, layer
+        numbers += region.numbers
     if batch:
         yield batch
+
+
+@contextmanager
+def _naming(layer: Layer) -> Iterator[None]:
+    """An error names the layer."""
+    try:
+        yield
+    except FxpruneError as error:
+        raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
 
 
 def measure_layers(
