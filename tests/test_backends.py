@@ -491,6 +491,21 @@ def test_a_region_in_a_network_is_told_apart_from_the_changes_of_layout_around_i
     assert wider() > 2 * inside
 
 
+def test_what_a_compiler_raises_while_a_kernel_is_timed_becomes_an_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fxprune.backends.onnxruntime_log import LoggedSession
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(LoggedSession, "logged", fail)
+    timer = get_backend("onnxruntime").region_timer(Region("linear", 1, 8, 8))
+    assert timer is not None
+    with pytest.raises(BackendError, match=r"cannot time the region linear .*out of memory"):
+        timer()
+
+
 def test_a_residual_is_added_within_the_convolution_as_in_a_network() -> None:
     backend = get_backend("onnxruntime")
     region = Region("conv", 1, 16, 16, spatial=(8, 8), kernel=(1, 1), residual=True)
