@@ -25,7 +25,7 @@ MOST_CREEP = 1.0
 """Seconds of a pause between readings that count for that: they do not change without end."""
 FIRST = 0.3
 """Seconds of readings at the start."""
-RATION = 0.5
+RATION = 0.7
 """Share of the time that may be spent on waiting."""
 MOST_SAVED = 5.0
 """Seconds of waiting that may be saved up."""
