@@ -21,10 +21,10 @@ from fxprune.measure import Timing, measure_interleaved
 from fxprune.measurement import Interval, Measurement, pooled, ratio
 from fxprune.sizes import weight_bytes
 
-NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=3.0, turns=5)
+NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
 """How often a network is set up to be measured, since engines of it may differ a little."""
-MOST_TIMES = 6
+MOST_TIMES = 4
 """How often two networks are measured in turn at most, to know their ratio."""
 SETTING_UP = 5.0
 """Seconds after which no further engine is made."""
