@@ -10,7 +10,8 @@ where work is spread over threads.  On CUDA, events on the current stream are re
 What is to be compared is measured together, turn by turn and in random order, so that slow drifts
 of the machine hit all alike (`measure_interleaved`).  A turn is many calls, and begins with some
 that are not counted: a network that is called right after another one finds the caches full of the
-other's weights, and takes up to a third longer than it does in service.
+other's weights, and takes up to a third longer than it does in service.  Where one thread works,
+its samples wait for moments in which no neighbour slows the core down (`fxprune.quiet`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Timing:
 
     tolerance: the spread at which to stop (0.01 is 1 %).
     min_samples: samples of each engine to take at least.
-    max_seconds: time after which to stop in any case, for each engine.
+    max_seconds: time after which to stop in any case, for each engine; up to half of it may go by
+        with waiting for quiet moments.
     warm_up: seconds to run an engine before each of its turns, and three calls at least. The
         caches of a CPU need about a tenth of a second.
     turns: turns of each engine to take at least, where several are compared.

@@ -353,8 +353,11 @@ def test_a_latency_that_is_not_clear_yet_is_measured_on():
     assert watch.times == 2
 
 
-def test_kernels_are_set_up_together_before_any_of_them_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "MOST_READY", 3)
+@pytest.mark.parametrize(("limit", "most", "together"), [("READY", 3, 3), ("NUMBERS", 1, 1)])
+def test_a_few_kernels_are_set_up_before_they_are_timed(
+    limit, most, together, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kernels, f"MOST_{limit}", most)
     done = []
 
     class Telling(FormulaBackend):
@@ -365,23 +368,8 @@ def test_kernels_are_set_up_together_before_any_of_them_is_timed(tmp_path, monke
     _, _, layers, choices = prepared(small_resnet(16), images(1))
     with Cache(tmp_path / "cache.sqlite") as cache:
         kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
-    assert done[:6] == ["set up"] * 3 + ["timed"] * 3
-    assert done.count("set up") == done.count("timed")
-
-
-def test_large_kernels_are_set_up_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "MOST_NUMBERS", 1)
-    done = []
-
-    class Telling(FormulaBackend):
-        def region_timer(self, region, settings, device):
-            done.append("set up")
-            return lambda: done.append("timed") or seconds_of(region)
-
-    _, _, layers, choices = prepared(small_resnet(16), images(1))
-    with Cache(tmp_path / "cache.sqlite") as cache:
-        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
-    assert done == ["set up", "timed"] * (len(done) // 2)
+    assert done[: 2 * together] == ["set up"] * together + ["timed"] * together
+    assert done.count("set up") == done.count("timed") > 2 * together
 
 
 def test_all_tensors_of_a_kernel_count_for_how_many_are_set_up():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune import measure as measure_module
 from fxprune import stopwatch
 from fxprune.backends import Engine, Region, Settings, get_backend
 from fxprune.backends.signature import Signature
@@ -180,6 +181,28 @@ def test_slow_networks_take_two_turns_whatever_the_time() -> None:
     found = measure_interleaved(slow, Timing(max_seconds=1e-3, warm_up=0.0))
     assert found["one"].turns == 2
     assert ratio(found["one"], found["two"]).low > 0.5
+
+
+@pytest.mark.parametrize(("threads", "waits"), [(1, True), (2, False)])
+def test_where_one_thread_works_every_sample_waits_for_half_of_the_time_at_most(
+    threads: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    waited: list[float] = []
+
+    class Watched:
+        def __init__(self, seconds: float) -> None:
+            given.append(seconds)
+
+        def wait(self) -> None:
+            waited.append(given[-1])
+
+    monkeypatch.setattr(measure_module, "Patience", Watched)
+    engines = {n: (scripted(spin(1e-3), threads), INPUTS) for n in ("one", "two")}
+    found = measure_interleaved(engines, QUICK)
+    assert len(given) == 2 * found["one"].turns
+    assert given[0] * QUICK.turns == QUICK.max_seconds / 2
+    assert len(waited) == (2 * len(found["one"].samples) if waits else 0)
 
 
 def test_networks_are_compared_by_equally_many_engines() -> None:

@@ -32,12 +32,8 @@ class OnnxRuntimeEngine(Engine):
     session: Any = field(repr=False)
 
     def run(self, *inputs: Tensor) -> Any:
-        return self.signature.restore(
-            [
-                torch.from_numpy(array)
-                for array in self.session.run(None, feed(self.session, inputs))
-            ]
-        )
+        outputs = self.session.run(None, feed(self.session, inputs))
+        return self.signature.restore([torch.from_numpy(array) for array in outputs])
 
     def bind(self, *inputs: Tensor) -> Callable[[], object]:
         from onnxruntime import OrtValue

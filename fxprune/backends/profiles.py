@@ -10,7 +10,7 @@ PROTOCOL = "kernels/4"
 
 PROFILED_RUNS = 40
 PATIENCE_OF_A_RUN = 0.1
-"""Seconds that a run may wait for a quiet moment, as a share of what all of them may."""
+"""Seconds that there are for each run to wait for quiet moments; all runs share them."""
 RESOLUTION = 1e-6
 """Profilers count in whole microseconds."""
 

@@ -99,25 +99,18 @@ class _Clock:
         """Have all of these known; an error names the layer that a region is for."""
         needed = {region.signature(): (region, layer) for region, layer in regions}
         total = len(self.known.keys() | needed.keys())
-        missing: dict[str, tuple[Region, Layer]] = {}
-        for name, pair in needed.items():
-            if name in self.known:
-                continue
-            kept = self.cache.get(self._key(name))
-            if kept is None:
-                missing[name] = pair
-            else:
-                self._know(name, kept, total)
+        unknown = [name for name in needed if name not in self.known]
+        kept = {name: self.cache.get(self._key(name)) for name in unknown}
+        for name, entry in kept.items():
+            if entry is not None:
+                self._know(name, float(entry["seconds"]), total)
+        missing = {name: needed[name] for name, entry in kept.items() if entry is None}
         for batch in _batches(missing):
-            ready: dict[str, Callable[[], float]] = {}
-            for name, (region, layer) in batch.items():
-                with _naming(layer):
-                    ready[name] = self._timer(region)
-            for name, (_, layer) in batch.items():
-                with _naming(layer):
-                    kept = {"seconds": ready.pop(name)()}
-                self.cache.put(self._key(name), kept)
-                self._know(name, kept, total)
+            ready = {name: self._timer(*pair) for name, pair in batch.items()}
+            for name in batch:
+                seconds = ready.pop(name)()
+                self.cache.put(self._key(name), {"seconds": seconds})
+                self._know(name, seconds, total)
 
     def read(self, regions: Iterable[Region]) -> Array:
         """Seconds of regions that are known."""
@@ -129,15 +122,17 @@ class _Clock:
         device, version = backend.device(self.device), backend.version()
         return Key(device, backend.name, version, self.settings, signature, protocol)
 
-    def _know(self, name: str, kept: Mapping[str, Any], total: int) -> None:
-        self.known[name] = float(kept["seconds"])
+    def _know(self, name: str, seconds: float, total: int) -> None:
+        self.known[name] = seconds
         if self.step is not None:
             self.step(len(self.known), total)
 
-    def _timer(self, region: Region) -> Callable[[], float]:
+    def _timer(self, region: Region, layer: Layer) -> Callable[[], float]:
         """Set one kernel up, to be timed by the backend's own profile or else by the clock."""
-        told = self.backend.region_timer(region, self.settings, self.device)
-        return told or partial(self._by_the_clock, region)
+        with _naming(layer):
+            told = self.backend.region_timer(region, self.settings, self.device)
+        # The kernel runs later; its errors name the layer as well.
+        return _naming(layer)(told or partial(self._by_the_clock, region))
 
     def _by_the_clock(self, region: Region) -> float:
         # Compiled one by one: it may take seconds, after which it is known and kept.
