@@ -115,10 +115,13 @@ def test_inputs_that_do_not_fit_are_refused_with_what_was_compiled_for(engine: E
 
 
 @pytest.mark.parametrize("engine", [*ONNX_BACKENDS, "inductor"], indirect=True)
-def test_a_saved_engine_gives_the_same_after_loading(engine: Engine, tmp_path: Path) -> None:
+def test_a_saved_engine_gives_the_same_after_loading(
+    engine: Engine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "engine"
     engine.save(path)
     loaded = get_backend(engine.name).load(path)
+    assert capfd.readouterr() == ("", "")
     assert torch.equal(loaded(*INPUTS), engine(*INPUTS))
     assert (loaded.settings, loaded.signature) == (engine.settings, engine.signature)
     assert [file.name for file in tmp_path.iterdir()] == ["engine"]
@@ -537,13 +540,17 @@ def regions() -> Iterator[Region]:
             bias=dims != 2,
             output_padding=(1,) * dims if operator == "conv_transpose" else (),
         )
-    for activation in ACTIVATIONS:
-        yield Region("conv", 1, 4, 4, 4, (5, 5), (3, 3), residual=True, activation=activation)
+    for activation, residual in itertools.product((None, *ACTIVATIONS), (False, True)):
+        ending = {"activation": activation, "residual": residual}
+        yield Region("conv", 1, 4, 4, 4, (5, 5), (3, 3), **ending)  # type: ignore[arg-type]
+        yield Region("linear", 1, 4, 8, spatial=(3,), **ending)  # type: ignore[arg-type]
+    for residual in (False, True):
+        yield Region("conv_transpose", 1, 4, 8, 1, (5, 5), (3, 3), residual=residual)
     for spatial, bias in itertools.product(((), (5,)), (True, False)):
         yield Region("linear", 2, 8, 12, spatial=spatial, bias=bias, activation="gelu")
 
 
-@every_onnx_backend
+@pytest.mark.parametrize("name", [*ONNX_BACKENDS, "inductor"])
 @pytest.mark.parametrize("region", list(regions()), ids=Region.signature)
 def test_a_region_written_directly_is_the_region_in_pytorch(name: str, region: Region) -> None:
     backend = needs(name)
@@ -553,6 +560,17 @@ def test_a_region_written_directly_is_the_region_in_pytorch(name: str, region: R
     assert tuple(expected.shape) == region.out_shape
     actual = backend.compile_region(region)(*inputs)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inductor_calls_the_kernel_of_a_region_with_its_inputs_laid_out() -> None:
+    engine = needs("inductor").compile_region(Region("conv", 1, 8, 8, 1, (5, 5), (3, 3)))
+    x = torch.randn(1, 8, 5, 5)
+    called = engine.runner(x)()
+    assert isinstance(called, Tensor)
+    assert called.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(engine(x), called)
+    with pytest.raises(BackendError, match="no artefact"):
+        engine.save("engine")
 
 
 def test_a_region_draws_nothing_from_the_random_generator() -> None:

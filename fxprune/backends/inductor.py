@@ -6,12 +6,15 @@ https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +24,12 @@ from torch import Tensor, nn
 from fxprune.backends import exporting
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.devices import torch_threads
+from fxprune.backends.inductor_kernels import Kernel, kernel_of, laid_out
 from fxprune.backends.modules import adapted
+from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
-from fxprune.errors import InputError
+from fxprune.errors import BackendError, InputError
 from fxprune.files import atomic_path
 
 _MANIFEST = "fxprune"
@@ -45,6 +50,27 @@ class InductorEngine(Engine):
         """Write the package: native code, to be loaded only where it can be trusted."""
         with atomic_path(path) as temporary:
             temporary.write_bytes(self.package)
+
+
+@dataclass(frozen=True)
+class KernelEngine(Engine):
+    """The one kernel that inductor's code would call; inputs are laid out before it is timed."""
+
+    kernel: Kernel = field(repr=False)
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        with torch_threads(self.settings.threads):
+            return self.bind(*inputs)().to(inputs[0].dtype)
+
+    def bind(self, *inputs: Tensor) -> Callable[[], Tensor]:
+        return partial(self.kernel, *(laid_out(tensor, self.settings.dtype) for tensor in inputs))
+
+    def save(self, path: str | Path) -> None:
+        raise BackendError(
+            "a single kernel is called, not compiled, so there is no artefact",
+            f"saving to {str(path)!r}",
+            "compile its module instead",
+        )
 
 
 class InductorBackend(Backend):
@@ -86,14 +112,28 @@ class InductorBackend(Backend):
             package = Path(path).read_bytes()
         return InductorEngine(self.name, settings, signature, package, loaded)
 
+    def compile_region(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
+    ) -> Engine:
+        """On a CPU the kernel that would be called, in an instant; compiling takes seconds."""
+        if device != "cpu":
+            return super().compile_region(region, settings, device)
+        settings = settings or Settings()
+        self.require(settings)
+        signature = Signature.of_region(region)
+        kernel = self.attempt("set up the kernel", lambda: kernel_of(region, settings.dtype))
+        return KernelEngine(self.name, settings, signature, kernel)
+
     def restore(self, path: Path) -> Engine:
-        loaded = torch._inductor.aoti_load_package(str(path))
+        package = path.read_bytes()
+        # Of a path it would want a certain ending.
+        loaded = torch._inductor.aoti_load_package(io.BytesIO(package))
         manifest = json.loads(loaded.get_metadata().get(_MANIFEST, "null"))
         if manifest is None:
             raise InputError("the package was not saved by fxprune", str(path))
         settings = Settings.from_json(manifest["settings"])
         signature = Signature.from_json(manifest["signature"])
-        return InductorEngine(self.name, settings, signature, path.read_bytes(), loaded)
+        return InductorEngine(self.name, settings, signature, package, loaded)
 
 
 BACKEND = InductorBackend()
