@@ -347,15 +347,26 @@ def test_large_networks_are_set_up_less_often(
     assert len(made) == engines
 
 
-def test_a_network_that_two_budgets_ask_for_is_set_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "NETWORK_TIMING", QUICK)
-    made: list[fx.GraphModule] = []
+class _SetUps:
+    """Stands for a compiler, and counts what is compiled."""
 
-    def compiled(backend: Any, settings: Any, module: fx.GraphModule, inputs: Any) -> Any:
-        made.append(module)
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, *_: Any) -> tuple[Engine, ...]:
+        self.made += 1
         return (scripted(spin(2e-4)),)
 
-    monkeypatch.setattr(stopwatch, "compiled", compiled)
+
+@pytest.fixture
+def set_ups(monkeypatch: pytest.MonkeyPatch) -> _SetUps:
+    found = _SetUps()
+    monkeypatch.setattr(stopwatch, "NETWORK_TIMING", QUICK)
+    monkeypatch.setattr(stopwatch, "compiled", found)
+    return found
+
+
+def test_a_network_that_two_budgets_ask_for_is_set_up_once(set_ups: _SetUps) -> None:
     dense, slim, another = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(3))
     watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
     first = watch.time(slim, lambda times: True)
@@ -363,6 +374,19 @@ def test_a_network_that_two_budgets_ask_for_is_set_up_once(monkeypatch: pytest.M
     more = watch.time(slim, lambda times: times.slim.turns > first.slim.turns)
     assert more.slim.turns > first.slim.turns
     assert watch.times[slim] is more
-    assert len(made) == 2
+    assert set_ups.made == 2
     watch.time(another, lambda times: True)
-    assert len(made) == 3
+    assert set_ups.made == 3
+
+
+def test_a_network_that_is_looked_at_again_is_set_up_afresh_and_measured_further(
+    set_ups: _SetUps,
+) -> None:
+    dense, slim = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(2))
+    watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
+    first = watch.time(slim, lambda times: True)
+    both = watch.again(slim, lambda times: True)
+    assert set_ups.made == 3
+    assert both.slim.samples[: first.slim.turns] == first.slim.samples[: first.slim.turns]
+    assert both.slim.turns > first.slim.turns
+    assert watch.times[slim] is both
