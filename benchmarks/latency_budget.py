@@ -2,6 +2,8 @@
 
     python -m benchmarks.latency_budget --out docs/latency_budget.md
     python -m benchmarks.latency_budget resnet50 --budgets 60 --backends onnxruntime
+    python -m benchmarks.latency_budget --backends inductor --device cuda --precision fp16 \\
+        --channels-last --cuda-graphs --batch 128
 
 For each row a network is slimmed to a share of its latency by magnitude. *Known* tells how many
 slim versions of it had been profiled before, for earlier budgets: the cache keeps what these told.
@@ -18,7 +20,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.written import WrittenTable
 from fxprune.backends import Backend, Engine, Settings, get_backend
+from fxprune.backends.settings import Precision
 from fxprune.gauges import CLEAR
 from fxprune.rounds import Round
 from fxprune.stopwatch import Times, compiled, race
@@ -53,39 +58,78 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=(80, 60, 40), help="per cent")
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
     parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--channels-last", action="store_true", help="keep activations in NHWC")
+    parser.add_argument("--cuda-graphs", action="store_true", help="replay one graph per inference")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    table = WrittenTable(arguments.out, heading(arguments.backends), COLUMNS, keys=3)
+    settings = Settings(
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        cuda_graphs=arguments.cuda_graphs,
+    )
+    service = Service(arguments.device, arguments.batch, settings)
+    table = WrittenTable(arguments.out, heading(arguments.backends, service), COLUMNS, keys=3)
     for network in arguments.networks:
         for name in arguments.backends:
             asked = [b for b in arguments.budgets if not table.has(network, name, f"{b} %")]
             if asked:
-                slim_to(network, get_backend(name), asked, table)
+                slim_to(network, get_backend(name), service, asked, table)
     ending = summary(table)
     table.write(ending)
     print(ending)
 
 
-def heading(backends: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Service:
+    """How networks are deployed: on what, and for how many images at once."""
+
+    device: str
+    batch: int
+    settings: Settings
+
+    def __str__(self) -> str:
+        on_cpu = self.device == "cpu"
+        layout = ["NHWC"] if self.settings.channels_last else []
+        graphs = ["CUDA graphs"] if self.settings.cuda_graphs else []
+        return ", ".join(
+            [
+                *(["one thread"] if on_cpu else []),
+                f"batch {self.batch}",
+                "224x224",
+                self.settings.precision,
+                *layout,
+                *graphs,
+                "random weights. CPU time of the process." if on_cpu else "random weights.",
+            ]
+        )
+
+
+def heading(backends: Sequence[str], service: Service) -> str:
     """What was run, and on what."""
     versions = ", ".join(get_backend(name).version() for name in backends)
     lines = [
         "# Latency budgets: requested, predicted, measured",
         __doc__.split("\n\n")[2].replace("\n", " "),
-        f"{get_backend(backends[0]).device()}; torch {torch.__version__}, {versions}; one thread, "
-        "batch 1, 224x224, fp32, random weights. CPU time of the process.",
+        f"{get_backend(backends[0]).device(service.device)}; torch {torch.__version__}, "
+        f"{versions}; {service}",
     ]
     return "\n\n".join(lines)
 
 
-def slim_to(network: str, backend: Backend, budgets: Sequence[int], table: WrittenTable) -> None:
+def slim_to(
+    network: str, backend: Backend, service: Service, budgets: Sequence[int], table: WrittenTable
+) -> None:
     """Add the rows of one network on one backend, whose dense engine they share."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(network, weights=None).eval()
-    inputs = (torch.randn(1, 3, 224, 224),)
-    dense = compiled(backend, Settings(), model, inputs)
+    model = torchvision.models.get_model(network, weights=None).eval().to(service.device)
+    inputs = (torch.randn(service.batch, 3, 224, 224).to(service.device),)
+    dense = compiled(backend, service.settings, model, inputs)
     for budget in budgets:
-        table.add(network, backend.name, f"{budget} %", *row(model, inputs, dense, backend, budget))
+        cells = row(model, inputs, dense, backend, service.settings, budget)
+        table.add(network, backend.name, f"{budget} %", *cells)
 
 
 def row(
@@ -93,13 +137,20 @@ def row(
     inputs: tuple[Tensor, ...],
     dense: Sequence[Engine],
     backend: Backend,
+    settings: Settings,
     budget: int,
 ) -> list[str]:
     """Slim to `budget` per cent and measure once more: the cells right of the request."""
     start = time.perf_counter()
     try:
         slim = fxprune.optimize(
-            model, budget / 100, inputs, backend=backend, importance="magnitude", progress=False
+            model,
+            budget / 100,
+            inputs,
+            backend=backend,
+            settings=settings,
+            importance="magnitude",
+            progress=False,
         )
     except fxprune.BudgetError as error:
         if error.floor is None:
@@ -113,7 +164,7 @@ def row(
     known = f"{report.rounds[0].known[0]}" if report.rounds else "-"
     rehearsal = [f"{off_by(r):+.1f} %" for r in report.rounds if r.rehearsal] or ["-"]
     rounds = [r for r in report.rounds if not r.rehearsal]
-    engines = compiled(backend, Settings(), fxprune.finalize(slim, inputs), inputs)
+    engines = compiled(backend, settings, fxprune.finalize(slim, inputs), inputs)
     times = race(dense, engines, inputs, clear, MOST_TIMES)
     share = times.share
     return [

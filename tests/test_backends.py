@@ -23,6 +23,7 @@ from fxprune.backends import (
     backends,
     exporting,
     get_backend,
+    inductor_kernels,
 )
 from fxprune.backends.modules import adapted, deployable
 from fxprune.backends.region import ACTIVATIONS
@@ -571,6 +572,19 @@ def test_inductor_calls_the_kernel_of_a_region_with_its_inputs_laid_out() -> Non
     torch.testing.assert_close(engine(x), called)
     with pytest.raises(BackendError, match="no artefact"):
         engine.save("engine")
+
+
+def test_bias_residual_and_activation_follow_a_kernel_in_one_loop() -> None:
+    """As on CUDA, where inductor's code has no kernel that takes them."""
+    needs("inductor")
+    region = Region("conv", 1, 4, 8, 1, (5, 5), (3, 3), residual=True, activation="relu")
+    module, inputs = region.as_module()
+    weight, bias = (None if a is None else torch.from_numpy(a) for a in region.weights())
+    assert weight is not None
+    with torch.no_grad():
+        expected = module(*inputs)
+        actual = inductor_kernels.with_loop(region, weight, bias)(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_region_draws_nothing_from_the_random_generator() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fxprune.backends import exporting
 from fxprune.backends.base import Backend, Engine
-from fxprune.backends.devices import torch_threads
+from fxprune.backends.devices import cuda_graph, torch_threads
 from fxprune.backends.inductor_kernels import Kernel, kernel_of, laid_out
 from fxprune.backends.modules import adapted
 from fxprune.backends.region import Region
@@ -64,6 +64,12 @@ class KernelEngine(Engine):
 
     def bind(self, *inputs: Tensor) -> Callable[[], Tensor]:
         return partial(self.kernel, *(laid_out(tensor, self.settings.dtype) for tensor in inputs))
+
+    def runner(self, *inputs: Tensor) -> Callable[[], object]:
+        """On CUDA always one graph: the pauses that Python makes are not the kernel's."""
+        self.check(inputs)
+        bound = self.bind(*inputs)
+        return cuda_graph(bound) if inputs[0].is_cuda else bound
 
     def save(self, path: str | Path) -> None:
         raise BackendError(
@@ -115,13 +121,13 @@ class InductorBackend(Backend):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
-        """On a CPU the kernel that would be called, in an instant; compiling takes seconds."""
-        if device != "cpu":
-            return super().compile_region(region, settings, device)
+        """The kernel that would be called, in an instant: compiling takes seconds."""
         settings = settings or Settings()
         self.require(settings)
         signature = Signature.of_region(region)
-        kernel = self.attempt("set up the kernel", lambda: kernel_of(region, settings.dtype))
+        kernel = self.attempt(
+            "set up the kernel", lambda: kernel_of(region, settings.dtype, device)
+        )
         return KernelEngine(self.name, settings, signature, kernel)
 
     def restore(self, path: Path) -> Engine:

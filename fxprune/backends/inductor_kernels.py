@@ -1,16 +1,17 @@
 """The kernels that inductor's code calls for convolutions and linear layers, called directly.
 
 What inductor compiles for a CPU calls oneDNN: activations in the NHWC layout, weights in oneDNN's
-own, and most activation functions and additions inside of the kernel. Compiling a region takes ten
-seconds and makes the same calls, between changes of layout that networks spare.
-The rules are those of `torch/_inductor/fx_passes/mkldnn_fusion.py`.
+own, and most activation functions and additions inside of the kernel
+(`torch/_inductor/fx_passes/mkldnn_fusion.py`). On CUDA it calls what PyTorch calls, and adds bias
+and activation in one loop of its own (`torch/_inductor/kernel/conv.py`). Compiling a region takes
+ten seconds and makes the same calls, between changes of layout that networks spare.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,13 @@ FUSED_AFTER_SUM = (None, "relu")
 """The activations that a kernel applies after adding a second tensor."""
 
 
-def kernel_of(region: Region, dtype: torch.dtype) -> Kernel:
+def kernel_of(region: Region, dtype: torch.dtype, device: str) -> Kernel:
     """What runs a region on inputs that `laid_out` made."""
     arrays = region.weights()
-    weight, bias = (None if a is None else torch.from_numpy(a).to(dtype) for a in arrays)
+    weight, bias = (None if a is None else torch.from_numpy(a).to(device, dtype) for a in arrays)
     assert weight is not None
+    if device != "cpu":
+        return with_loop(region, laid_out(weight, dtype), bias)
     fused = _fused_linear if region.operator == "linear" else _fused_convolution
     call = fused(region, weight, bias) if _is_packed(region, dtype) else None
     return call or _alone(region, weight, bias)
@@ -112,27 +115,46 @@ def _fused_linear(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel
     ).view(region.out_shape)
 
 
+def with_loop(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
+    """PyTorch's own kernel, and the one loop that inductor makes of all that comes after it."""
+    plain, loop = _plain(region), _loop(region.activation)
+    if region.operator == "linear":
+        inside, outside = bias, []
+    else:
+        inside, outside = None, [] if bias is None else [bias.view(-1, *(1,) * len(region.kernel))]
+    if not outside and not region.residual and region.activation is None:
+        return lambda x: plain(x, weight, inside)
+    return lambda x, *others: loop(plain(x, weight, inside), *outside, *others)
+
+
+@cache
+def _loop(activation: str | None) -> Kernel:
+    """Compiled once, for tensors of any size."""
+    compiled: Kernel = torch.compile(partial(_end, _activation(activation)), dynamic=True)
+    return compiled
+
+
 def _alone(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
-    """PyTorch's own kernel, and the loops after it."""
-    activation = ACTIVATIONS[region.activation]() if region.activation else nn.Identity()
-    plain = _plain(region)
+    """PyTorch's own kernel, and PyTorch's loops after it."""
+    plain, activation = _plain(region), _activation(region.activation)
+    return lambda x, *others: _end(activation, plain(x, weight, bias), *others)
 
-    def run(x: Tensor, *others: Tensor) -> Tensor:
-        y = plain(x, weight, bias)
-        for other in others:
-            y = y + other
-        result: Tensor = activation(y)
-        return result
 
-    return run
+def _end(activation: nn.Module, y: Tensor, *others: Tensor) -> Tensor:
+    for other in others:
+        y = y + other
+    result: Tensor = activation(y)
+    return result
+
+
+def _activation(name: str | None) -> nn.Module:
+    return ACTIVATIONS[name]() if name else nn.Identity()
 
 
 def _plain(region: Region) -> Kernel:
     if region.operator == "linear":
         return F.linear
-    how: list[Any] = [region.stride, region.padding, region.dilation]
     transposed = region.operator == "conv_transpose"
     outer = region.output_padding if transposed else (0,) * len(region.kernel)
-    return lambda x, weight, bias: torch.ops.aten.convolution(
-        x, weight, bias, *how, transposed, outer, region.groups
-    )
+    how = (region.stride, region.padding, region.dilation, transposed, outer, region.groups)
+    return lambda x, weight, bias: torch.ops.aten.convolution(x, weight, bias, *how)
