@@ -49,6 +49,8 @@ LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
 MOST_TIMES = 8
 """How often slim and dense are measured at most, until their ratio is clear."""
+LEAST_TURNS = 60
+"""Turns of each to take even so: of 15, taken within seconds, none tells how a minute changes."""
 
 
 def main() -> None:
@@ -183,7 +185,7 @@ def row(
 
 def clear(times: Times) -> bool:
     """Whether the share of the dense latency is known well enough."""
-    return times.share.is_known_to(CLEAR)
+    return times.slim.turns >= LEAST_TURNS and times.share.is_known_to(CLEAR)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

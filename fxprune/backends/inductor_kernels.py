@@ -64,13 +64,14 @@ def laid_out(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _is_packed(region: Region, dtype: torch.dtype) -> bool:
     """Whether weights are brought into oneDNN's own layout."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     supported = {
         torch.float32: region.operator != "linear" or torch._C.has_mkl,
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
     }
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or not supported[dtype]:
+    if not supported[dtype]:
         return False
     if region.operator == "linear":
         return True
