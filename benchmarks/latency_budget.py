@@ -49,8 +49,8 @@ LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
 MOST_TIMES = 8
 """How often slim and dense are measured at most, until their ratio is clear."""
-LEAST_TURNS = 60
-"""Turns of each to take even so: of 15, taken within seconds, none tells how a minute changes."""
+LEAST_TIMES = 4
+"""How often even so: a few seconds do not tell what changes within a minute."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--budgets", type=int, nargs="+", default=(80, 60, 40), help="per cent")
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
+    parser.add_argument("--out", type=Path, help="Markdown file for one way of service")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
@@ -167,7 +167,8 @@ def row(
     rehearsal = [f"{off_by(r):+.1f} %" for r in report.rounds if r.rehearsal] or ["-"]
     rounds = [r for r in report.rounds if not r.rehearsal]
     engines = compiled(backend, settings, fxprune.finalize(slim, inputs), inputs)
-    times = race(dense, engines, inputs, clear, MOST_TIMES)
+    first = race(dense, engines, inputs, lambda times: False, LEAST_TIMES)
+    times = race(dense, engines, inputs, clear, MOST_TIMES - LEAST_TIMES, first)
     share = times.share
     return [
         f"{1e3 * times.dense.seconds:.2f}",
@@ -185,7 +186,7 @@ def row(
 
 def clear(times: Times) -> bool:
     """Whether the share of the dense latency is known well enough."""
-    return times.slim.turns >= LEAST_TURNS and times.share.is_known_to(CLEAR)
+    return times.share.is_known_to(CLEAR)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

@@ -224,7 +224,7 @@ class LatencyGauge(TimedGauge):
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         found = self._seconds(self._watch.time(slim, self._known))
         if self.lowest * self.limit <= found.value <= self.limit:
-            # Of several candidates some lie inside by chance: those are looked at twice.
+            # Of several candidates some lie inside by chance: what two looks come to counts.
             found = self._seconds(self._watch.again(slim, self._known))
         return found.value
 

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -585,6 +586,19 @@ def test_bias_residual_and_activation_follow_a_kernel_in_one_loop() -> None:
         expected = module(*inputs)
         actual = inductor_kernels.with_loop(region, weight, bias)(*inputs)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_loops_are_compiled_for_as_many_kinds_of_tensors_as_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The compiler's front end alone, which keeps the count.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    inductor_kernels._loop.cache_clear()
+    loop = inductor_kernels._loop("relu")
+    inductor_kernels._loop.cache_clear()
+    for dtype, rank in itertools.product((torch.float32, torch.float16), range(1, 8)):
+        tensors = [torch.randn((2,) * rank).to(dtype) for _ in range(2)]
+        torch.testing.assert_close(loop(*tensors), torch.relu(sum(tensors)))
 
 
 def test_a_region_draws_nothing_from_the_random_generator() -> None:

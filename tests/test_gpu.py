@@ -127,5 +127,5 @@ def test_a_slim_network_keeps_its_budget_as_measured(name: str, tmp_path: Path) 
     )
     report = fxprune.report(slim)
     (limit,) = report.limits
-    assert report.rounds
-    assert min(round_.measured[0] for round_ in report.rounds) <= limit
+    candidates = [round_.measured[0] for round_ in report.rounds if not round_.rehearsal]
+    assert min(candidates) <= limit

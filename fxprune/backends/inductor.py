@@ -54,7 +54,10 @@ class InductorEngine(Engine):
 
 @dataclass(frozen=True)
 class KernelEngine(Engine):
-    """The one kernel that inductor's code would call; inputs are laid out before it is timed."""
+    """The one kernel that inductor's code would call; inputs are laid out before it is timed.
+
+    It may add to its second input: to a copy, that is, and once more with every call.
+    """
 
     kernel: Kernel = field(repr=False)
 
@@ -66,7 +69,10 @@ class KernelEngine(Engine):
         return partial(self.kernel, *(laid_out(tensor, self.settings.dtype) for tensor in inputs))
 
     def runner(self, *inputs: Tensor) -> Callable[[], object]:
-        """On CUDA always one graph: the pauses that Python makes are not the kernel's."""
+        """On CUDA always one graph: the pauses that Python makes are not the kernel's.
+
+        What the shortest kernels take is then what starting a graph takes.
+        """
         self.check(inputs)
         bound = self.bind(*inputs)
         return cuda_graph(bound) if inputs[0].is_cuda else bound
@@ -122,13 +128,16 @@ class InductorBackend(Backend):
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
         """The kernel that would be called, in an instant: compiling takes seconds."""
-        settings = settings or Settings()
-        self.require(settings)
-        signature = Signature.of_region(region)
-        kernel = self.attempt(
-            "set up the kernel", lambda: kernel_of(region, settings.dtype, device)
-        )
-        return KernelEngine(self.name, settings, signature, kernel)
+        settings, inputs = settings or Settings(), region.inputs(device)
+        self.require(settings, inputs)
+
+        def engine() -> Engine:
+            kernel = kernel_of(region, settings.dtype, device)
+            found = KernelEngine(self.name, settings, Signature.of_region(region), kernel)
+            found.run(*inputs)  # what cannot run is to fail here
+            return found
+
+        return self.attempt(f"run the region {region.signature()}", engine)
 
     def restore(self, path: Path) -> Engine:
         package = path.read_bytes()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,32 +40,47 @@ FUSED = MappingProxyType[str | None, Attribute](
     }
 )
 """How kernels are told the activation that they end in."""
-FUSED_AFTER_SUM = (None, "relu")
-"""The activations that a kernel applies after adding a second tensor."""
+FUSED_AFTER_SUM = MappingProxyType[str | None, Any](
+    {None: (None, [], None), "relu": ("relu", [], "")}
+)
+"""The same for a convolution that adds a second tensor first."""
+MANY = 10_000
+"""Compilations of one loop that are too many: for every rank, layout, dtype and size of 1."""
 
 
 def kernel_of(region: Region, dtype: torch.dtype, device: str) -> Kernel:
-    """What runs a region on inputs that `laid_out` made."""
+    """What runs a region on inputs that `laid_out` made, of which it may overwrite the second."""
     arrays = region.weights()
     weight, bias = (None if a is None else torch.from_numpy(a).to(device, dtype) for a in arrays)
     assert weight is not None
     if device != "cpu":
         return with_loop(region, laid_out(weight, dtype), bias)
-    fused = _fused_linear if region.operator == "linear" else _fused_convolution
-    call = fused(region, weight, bias) if _is_packed(region, dtype) else None
-    return call or _alone(region, weight, bias)
+    if not _is_packed(region, dtype):
+        return _alone(region, weight, bias)
+    if region.operator == "linear":
+        return _packed_linear(region, weight, bias)
+    if region.operator == "conv":
+        return _packed_convolution(region, weight, bias)
+    return _packed_transposed(region, weight, bias)
 
 
 def laid_out(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor as it comes from the layer before: in the network's precision and layout."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = layouts.get(tensor.dim(), torch.contiguous_format)
-    return tensor.detach().to(dtype).contiguous(memory_format=layout)
+    on_cpu = tensor.device.type == "cpu"
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d if on_cpu else None}.get(
+        tensor.dim()
+    )
+    copied = torch.empty_like(
+        tensor, dtype=dtype, memory_format=layout or torch.contiguous_format, requires_grad=False
+    )
+    return copied.copy_(tensor.detach())
 
 
 def _is_packed(region: Region, dtype: torch.dtype) -> bool:
     """Whether weights are brought into oneDNN's own layout."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    # On Arm machines little is fused, and PyTorch's own kernels call the same library.
+    if not available or torch.ops.mkldnn._is_mkldnn_acl_supported():
         return False
     supported = {
         torch.float32: region.operator != "linear" or torch._C.has_mkl,
@@ -83,56 +99,73 @@ def _is_packed(region: Region, dtype: torch.dtype) -> bool:
     return len(region.kernel) in (2, 3)
 
 
-def _fused_convolution(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel | None:
+def _packed_convolution(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
     ops = torch.ops.mkldnn
-    paddings = [region.padding]
-    pack, run = ops._reorder_convolution_weight, ops._convolution_pointwise
-    if region.operator == "conv_transpose":
-        paddings.append(region.output_padding)
-        pack, run = ops._reorder_convolution_transpose_weight, ops._convolution_transpose_pointwise
-    how = (*paddings, region.stride, region.dilation, region.groups)
-    packed = pack(weight, *how, region.in_shape)
+    how = (region.padding, region.stride, region.dilation, region.groups)
+    packed = ops._reorder_convolution_weight(weight, *how, region.in_shape)
+    if not region.residual:
+        run, activation = ops._convolution_pointwise.default, FUSED[region.activation]
+        return lambda x: run(x, packed, bias, *how, *activation)
+    # The second tensor is mostly used for the last time, and its memory taken for the sum.
+    add = ops._convolution_pointwise_.binary
+    fused = region.activation if region.activation in FUSED_AFTER_SUM else None
+    after, loop = FUSED_AFTER_SUM[fused], _activation(None if fused else region.activation)
+    return lambda x, other: loop(add(other, x, packed, bias, *how, "add", None, *after))
+
+
+def _packed_transposed(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
+    ops = torch.ops.mkldnn
+    run = ops._convolution_transpose_pointwise.default
+    how = (
+        region.padding,
+        region.output_padding,
+        region.stride,
+        region.dilation,
+        region.groups,
+    )
+    packed = ops._reorder_convolution_transpose_weight(weight, *how, region.in_shape)
     if not region.residual:
         activation = FUSED[region.activation]
         return lambda x: run(x, packed, bias, *how, *activation)
-    if region.operator == "conv_transpose" or region.activation not in FUSED_AFTER_SUM:
-        return None
-    after = FUSED[region.activation] if region.activation else (None, [], None)
-    return lambda x, other: run.binary(x, other, packed, bias, *how, "add", None, *after)
+    loop = _activation(region.activation)
+    return lambda x, other: _end(loop, run(x, packed, bias, *how, *NO_ACTIVATION), other)
 
 
-def _fused_linear(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel | None:
-    run, width = torch.ops.mkldnn._linear_pointwise, region.in_width
+def _packed_linear(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
     rows = region.batch * (region.spatial[0] if region.spatial else 1)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     if not region.residual:
-        activation = FUSED[region.activation]
-        return lambda x: run(x.view(rows, width), packed, bias, *activation).view(region.out_shape)
-    if region.activation is not None:
-        return None
-    sides = (rows, width), (rows, region.out_width)
-    return lambda x, other: run.binary(
-        x.view(sides[0]), other.view(sides[1]), packed, bias, "add"
-    ).view(region.out_shape)
+        run, activation = torch.ops.mkldnn._linear_pointwise.default, FUSED[region.activation]
+        return lambda x: run(x, packed, bias, *activation)
+    add, loop = torch.ops.mkldnn._linear_pointwise.binary, _activation(region.activation)
+    return lambda x, other: loop(add(x, other, packed, bias, "add"))
 
 
 def with_loop(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
     """PyTorch's own kernel, and the one loop that inductor makes of all that comes after it."""
     plain, loop = _plain(region), _loop(region.activation)
-    if region.operator == "linear":
-        inside, outside = bias, []
-    else:
-        inside, outside = None, [] if bias is None else [bias.view(-1, *(1,) * len(region.kernel))]
-    if not outside and not region.residual and region.activation is None:
-        return lambda x: plain(x, weight, inside)
-    return lambda x, *others: loop(plain(x, weight, inside), *outside, *others)
+    follows = region.residual or region.activation is not None
+    # In half precision a product takes its bias along, whatever follows.
+    inside = region.operator == "linear" and not (follows and weight.dtype == torch.float32)
+    taken, outside = (bias, []) if inside or bias is None else (None, [bias])
+    if region.operator != "linear":
+        outside = [b.view(-1, *(1,) * len(region.kernel)) for b in outside]
+    if not outside and not follows:
+        return lambda x: plain(x, weight, taken)
+    return lambda x, *others: loop(plain(x, weight, taken), *outside, *others)
 
 
 @cache
 def _loop(activation: str | None) -> Kernel:
-    """Compiled once, for tensors of any size."""
-    compiled: Kernel = torch.compile(partial(_end, _activation(activation)), dynamic=True)
-    return compiled
+    """Compiled for tensors of any size; without a limit, over which it would run uncompiled."""
+    compiled = torch.compile(partial(_end, _activation(activation)), dynamic=True, fullgraph=True)
+
+    @torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY)  # type: ignore[untyped-decorator]
+    def run(*tensors: Tensor) -> Tensor:
+        result: Tensor = compiled(*tensors)
+        return result
+
+    return run  # type: ignore[no-any-return]
 
 
 def _alone(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
