@@ -30,7 +30,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from benchmarks.written import WrittenTable
+from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.backends.settings import Precision
 from fxprune.gauges import CLEAR
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--budgets", type=int, nargs="+", default=(80, 60, 40), help="per cent")
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--out", type=Path, help="Markdown file for one way of service")
+    parser.add_argument("--out", type=Path, help="Markdown file for one device, batch and so on")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
@@ -72,20 +72,20 @@ def main() -> None:
         channels_last=arguments.channels_last,
         cuda_graphs=arguments.cuda_graphs,
     )
-    service = Service(arguments.device, arguments.batch, settings)
-    table = WrittenTable(arguments.out, heading(arguments.backends, service), COLUMNS, keys=3)
+    deployment = Deployment(arguments.device, arguments.batch, settings)
+    table = WrittenTable(arguments.out, heading(arguments.backends, deployment), COLUMNS, keys=3)
     for network in arguments.networks:
         for name in arguments.backends:
             asked = [b for b in arguments.budgets if not table.has(network, name, f"{b} %")]
             if asked:
-                slim_to(network, get_backend(name), service, asked, table)
+                slim_to(network, get_backend(name), deployment, asked, table)
     ending = summary(table)
     table.write(ending)
     print(ending)
 
 
 @dataclass(frozen=True)
-class Service:
+class Deployment:
     """How networks are deployed: on what, and for how many images at once."""
 
     device: str
@@ -93,44 +93,40 @@ class Service:
     settings: Settings
 
     def __str__(self) -> str:
-        on_cpu = self.device == "cpu"
-        layout = ["NHWC"] if self.settings.channels_last else []
-        graphs = ["CUDA graphs"] if self.settings.cuda_graphs else []
-        return ", ".join(
-            [
-                *(["one thread"] if on_cpu else []),
-                f"batch {self.batch}",
-                "224x224",
-                self.settings.precision,
-                *layout,
-                *graphs,
-                "random weights. CPU time of the process." if on_cpu else "random weights.",
-            ]
-        )
+        told = {
+            "one thread": self.device == "cpu",
+            f"batch {self.batch}, 224x224, {self.settings.precision}": True,
+            "NHWC": self.settings.channels_last,
+            "CUDA graphs": self.settings.cuda_graphs,
+        }
+        return ", ".join(words for words, holds in told.items() if holds)
 
 
-def heading(backends: Sequence[str], service: Service) -> str:
+def heading(backends: Sequence[str], deployment: Deployment) -> str:
     """What was run, and on what."""
-    versions = ", ".join(get_backend(name).version() for name in backends)
+    clock = "CPU time of the process" if deployment.device == "cpu" else "CUDA events"
     lines = [
         "# Latency budgets: requested, predicted, measured",
         __doc__.split("\n\n")[2].replace("\n", " "),
-        f"{get_backend(backends[0]).device(service.device)}; torch {torch.__version__}, "
-        f"{versions}; {service}",
+        f"{machine(backends, deployment.device)}; {deployment}, random weights. {clock}.",
     ]
     return "\n\n".join(lines)
 
 
 def slim_to(
-    network: str, backend: Backend, service: Service, budgets: Sequence[int], table: WrittenTable
+    network: str,
+    backend: Backend,
+    deployment: Deployment,
+    budgets: Sequence[int],
+    table: WrittenTable,
 ) -> None:
     """Add the rows of one network on one backend, whose dense engine they share."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(network, weights=None).eval().to(service.device)
-    inputs = (torch.randn(service.batch, 3, 224, 224).to(service.device),)
-    dense = compiled(backend, service.settings, model, inputs)
+    model = torchvision.models.get_model(network, weights=None).eval().to(deployment.device)
+    inputs = (torch.randn(deployment.batch, 3, 224, 224).to(deployment.device),)
+    dense = compiled(backend, deployment.settings, model, inputs)
     for budget in budgets:
-        cells = row(model, inputs, dense, backend, service.settings, budget)
+        cells = row(model, inputs, dense, backend, deployment.settings, budget)
         table.add(network, backend.name, f"{budget} %", *cells)
 
 
@@ -209,6 +205,11 @@ def size_of(error: str) -> float:
     return abs(float(error.split()[0]))
 
 
+def beyond(budget: int, measured: float) -> float:
+    """How far outside of the window a latency lies, in points, as all in per cent of dense."""
+    return max(measured - budget, LOWEST * budget - measured)
+
+
 def summary(table: WrittenTable) -> str:
     """How good the first predictions were, and whether every budget was kept."""
     rehearsals = zip(table.column("known"), table.column("rehearsal"), strict=True)
@@ -221,6 +222,18 @@ def summary(table: WrittenTable) -> str:
         "predictions of later ones": [size_of(error) for cells in later for error in cells],
     }
     verdicts = table.column("in window")
+    outside = [
+        beyond(int(requested.split()[0]), float(measured.split()[0]))
+        for requested, measured, verdict in zip(
+            table.column("requested"), table.column("measured"), verdicts, strict=True
+        )
+        if verdict == "no"
+    ]
+    how_far = (
+        f" by {np.median(outside):.1f} points in the median, {max(outside):.1f} at most"
+        if outside
+        else ""
+    )
     refused = sum(verdict.startswith("refused") for verdict in verdicts)
     off = "; ".join(
         f"{name} by {np.median(each):.1f} % in the median of {len(each)}, "
@@ -230,7 +243,7 @@ def summary(table: WrittenTable) -> str:
     )
     return (
         f"{len(verdicts)} rows: {verdicts.count('yes')} in the window of {100 * LOWEST:.0f} to "
-        f"100 % of the budget, {verdicts.count('no')} outside, {refused} refused. Off were {off}. "
+        f"100 % of the budget, {len(outside)} outside{how_far}, {refused} refused. Off were {off}. "
         f"{sum(float(cell) for cell in table.column('seconds')) / 60:.0f} minutes."
     )
 

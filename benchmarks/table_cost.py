@@ -21,8 +21,7 @@ import torch
 import torchvision
 
 from benchmarks.latency_budget import NETWORKS
-from benchmarks.written import WrittenTable
-from fxprune.backends import get_backend
+from benchmarks.written import WrittenTable, machine
 from fxprune.cache import Cache
 from fxprune.prepare import Options, prepare
 
@@ -58,13 +57,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    versions = ", ".join(get_backend(name).version() for name in arguments.backends)
     heading = "\n\n".join(
         [
             "# What latency tables cost",
             __doc__.split("\n\n")[2].replace("\n", " "),
-            f"{get_backend(arguments.backends[0]).device()}; torch {torch.__version__}, "
-            f"{versions}; one thread, batch 1, 224x224, fp32.",
+            f"{machine(arguments.backends)}; one thread, batch 1, 224x224, fp32.",
         ]
     )
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=2)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.backends import Backend, Region, Settings, backends, get_backend
 from fxprune.backends.settings import Precision
-from fxprune.measure import measure
+from fxprune.measure import measure, measure_interleaved
+from tests.networks import images, small_resnet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,33 +22,14 @@ CUDA_BACKENDS = ["eager", "inductor", "tensorrt", "torch_tensorrt"]
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-2, "fp16": 3e-2}  # TF32 counts as fp32
 
 
-class Net(nn.Module):
-    """A residual network with what compilers fuse: norms, activations and an addition."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.stem(x)))
-        for first, second in zip(self.convs[::2], self.convs[1::2], strict=True):
-            x = torch.relu(second(torch.relu(first(x))) + x)
-        y: Tensor = self.head(x.mean((2, 3)))
-        return y
-
-
 @pytest.fixture
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().cuda().eval()
+def net() -> nn.Module:
+    return small_resnet(64).cuda()
 
 
 @pytest.fixture
 def inputs() -> tuple[Tensor, ...]:
-    return (torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda(),)
+    return (images(8).cuda(),)
 
 
 def needs(name: str) -> Backend:
@@ -59,7 +41,7 @@ def needs(name: str) -> Backend:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", CUDA_BACKENDS)
 def test_an_engine_gives_what_the_module_gives(
-    name: str, precision: Precision, net: Net, inputs: tuple[Tensor, ...]
+    name: str, precision: Precision, net: nn.Module, inputs: tuple[Tensor, ...]
 ) -> None:
     engine = needs(name).compile(net, inputs, Settings(precision=precision))
     with torch.no_grad():
@@ -70,7 +52,7 @@ def test_an_engine_gives_what_the_module_gives(
 
 @pytest.mark.parametrize("name", CUDA_BACKENDS[1:])
 def test_a_saved_engine_gives_the_same_after_loading(
-    name: str, net: Net, inputs: tuple[Tensor, ...], tmp_path: Path
+    name: str, net: nn.Module, inputs: tuple[Tensor, ...], tmp_path: Path
 ) -> None:
     backend = needs(name)
     engine = backend.compile(net, inputs)
@@ -82,7 +64,7 @@ def test_a_saved_engine_gives_the_same_after_loading(
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("name", CUDA_BACKENDS)
 def test_events_time_what_runs_on_the_device(
-    name: str, cuda_graphs: bool, net: Net, inputs: tuple[Tensor, ...]
+    name: str, cuda_graphs: bool, net: nn.Module, inputs: tuple[Tensor, ...]
 ) -> None:
     engine = needs(name).compile(net, inputs, Settings(cuda_graphs=cuda_graphs))
     found = measure(engine, inputs)
@@ -115,17 +97,18 @@ def test_inductor_calls_the_kernel_of_a_region(region: Region, precision: Precis
 @pytest.mark.parametrize("name", CUDA_BACKENDS[1:])
 def test_a_slim_network_keeps_its_budget_as_measured(name: str, tmp_path: Path) -> None:
     needs(name)
-    model, x = Net(256).cuda().eval(), torch.randn(32, 3, 56, 56, device="cuda")
+    model, x = small_resnet(256).cuda(), torch.randn(32, 3, 56, 56, device="cuda")
+    settings = Settings(precision="fp16", cuda_graphs=True)
     slim = fxprune.optimize(
         model,
         "60% latency",
         (x,),
         backend=name,
-        settings=Settings(precision="fp16", cuda_graphs=True),
+        settings=settings,
         cache=tmp_path / "cache.sqlite",
         progress=False,
     )
-    report = fxprune.report(slim)
-    (limit,) = report.limits
-    candidates = [round_.measured[0] for round_ in report.rounds if not round_.rehearsal]
-    assert min(candidates) <= limit
+    networks = {"dense": model, "slim": slim}
+    engines = {n: (fxprune.compile(m, (x,), name, settings), (x,)) for n, m in networks.items()}
+    found = measure_interleaved(engines)
+    assert 0.5 < found["slim"].seconds / found["dense"].seconds < 0.65

@@ -42,10 +42,17 @@ def test_without_a_file_rows_are_only_printed(capsys) -> None:
 def test_the_summary_counts_windows_refusals_and_errors() -> None:
     made = WrittenTable(None, "", COLUMNS, keys=3)
     cells = dict.fromkeys(COLUMNS, "-") | {"seconds": "60"}
-    for error, verdict in (("+1.0 %", "yes"), ("-3.0 %", "no"), ("-", "refused: 2 ms")):
-        made.add(*(cells | {"error": error, "in window": verdict}).values())
+    rows = [
+        ("59.0 %", "+1.0 %", "yes"),
+        ("57.9 %", "-3.0 %", "no"),
+        ("61.5 %", "+2.0 %", "no"),
+        ("-", "-", "refused: 2 ms"),
+    ]
+    for measured, error, verdict in rows:
+        found = {"measured": measured, "error": error, "in window": verdict}
+        made.add(*(cells | {"requested": "60 %"} | found).values())
     told = summary(made)
-    assert "3 rows: 1 in the window" in told
-    assert "1 outside, 1 refused" in told
+    assert "4 rows: 1 in the window" in told
+    assert "2 outside by 0.9 points in the median, 1.5 at most, 1 refused" in told
     assert "2.0 % in the median" in told
-    assert "3 minutes" in told
+    assert "4 minutes" in told

@@ -127,7 +127,10 @@ class InductorBackend(Backend):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
-        """The kernel that would be called, in an instant: compiling takes seconds."""
+        """The kernel that would be called, in an instant: compiling takes seconds.
+
+        Raises as `compile`.
+        """
         settings, inputs = settings or Settings(), region.inputs(device)
         self.require(settings, inputs)
 

@@ -116,13 +116,8 @@ def _packed_convolution(region: Region, weight: Tensor, bias: Tensor | None) -> 
 def _packed_transposed(region: Region, weight: Tensor, bias: Tensor | None) -> Kernel:
     ops = torch.ops.mkldnn
     run = ops._convolution_transpose_pointwise.default
-    how = (
-        region.padding,
-        region.output_padding,
-        region.stride,
-        region.dilation,
-        region.groups,
-    )
+    paddings = (region.padding, region.output_padding)
+    how = (*paddings, region.stride, region.dilation, region.groups)
     packed = ops._reorder_convolution_transpose_weight(weight, *how, region.in_shape)
     if not region.residual:
         activation = FUSED[region.activation]
