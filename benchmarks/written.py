@@ -24,7 +24,7 @@ class WrittenTable:
     """A table in a file, or only on the screen if `path` is None.
 
     Attributes:
-        heading: text above the table: what was run, on what.
+        heading: text above the table: what was run and, in its last paragraph, on what.
         columns: names of the columns.
         keys: how many columns, from the left, tell one row from another.
     """
@@ -37,7 +37,14 @@ class WrittenTable:
     def __post_init__(self) -> None:
         self.rows: list[list[str]] = []
         if self.path is not None and self.path.exists():
-            self.rows = list(rows_of(self.path.read_text(encoding="utf-8"), len(self.columns)))
+            text = self.path.read_text(encoding="utf-8")
+            self.rows = list(rows_of(text, len(self.columns)))
+            before, now = conditions_of(text), conditions_of(self.heading)
+            if self.rows and before != now:
+                raise SystemExit(
+                    f"{self.path} has rows of another run:\n  {before}\nnot of\n  {now}\n"
+                    "Give another file, or run what it was written by."
+                )
 
     def has(self, *key: str) -> bool:
         """Whether there is a row with this key already."""
@@ -60,6 +67,12 @@ class WrittenTable:
     def column(self, name: str) -> list[str]:
         """The cells under one heading."""
         return [row[self.columns.index(name)] for row in self.rows]
+
+
+def conditions_of(text: str) -> str:
+    """The last paragraph above the table of a text."""
+    above = text.split("\n|")[0].strip()
+    return " ".join(above.split("\n\n")[-1].split())
 
 
 def rows_of(text: str, width: int) -> list[list[str]]:

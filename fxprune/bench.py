@@ -24,7 +24,7 @@ from fxprune.passes.layers import Layer
 from fxprune.passes.seen import Seen
 from fxprune.progress import Tell
 
-SEEN = "seen/2"
+SEEN = "seen/3"
 """Version of what is kept of slim networks; others are not read."""
 
 KEPT = 3

@@ -1,6 +1,7 @@
 """What networks that were profiled tell about the tables."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from fxprune.axes import Atom
 from fxprune.backends import Settings
 from fxprune.cache import Cache
 from fxprune.passes import kernels, latency
+from fxprune.passes.blocks import find_blocks
 from fxprune.passes.seen import Correction, Seen, between_layers
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
@@ -85,6 +87,24 @@ def test_tables_tell_of_a_network_that_was_seen_what_it_took(setting):
     took = sum(slim_profile.values())
     assert told() > 1.2 * took
     assert told(seen) == pytest.approx(took, rel=0.01)
+
+
+def test_what_a_dropped_block_leaves_behind_tells_nothing_of_its_layers(setting):
+    """The activation after a residual addition stays where its block is dropped."""
+    captured, analysis, layers, _, _ = setting
+    sizes = {group.atom: group.size for group in analysis.groups}
+    dropped = next(b for b in find_blocks(captured.module, analysis) if b.place == "blocks.0")
+    plan = replace(plan_of(analysis, {}), dropped=(dropped.addition,))
+    module = fxprune.finalize(slim(captured, analysis, plan), (images(1),))
+    left = {node.name for node in module.graph.nodes}
+    gone = {layer.node for layer in layers} - left
+    profile = {name: 1e-6 for layer in layers for name in layer.fused if name in left}
+    activations = [layer.fused[-1] for layer in layers if layer.node in gone]
+    assert profile.keys() & set(activations), "one of them runs on"
+    seen = Seen.of(sizes, (), module, profile, sum(profile.values()), layers)
+    assert not {node for nodes, _ in seen.kernels for node in nodes} & gone
+    assert seen.between.keys() == profile.keys() & set(activations)
+    assert seen.seconds == pytest.approx(sum(profile.values()))
 
 
 def test_what_was_seen_survives_json_and_a_change_of_pace(setting):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.latency_budget import COLUMNS, summary
 from benchmarks.written import WrittenTable
 
@@ -20,6 +22,23 @@ def test_a_table_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
     assert not again.has("resnet18", "openvino")
     again.add("resnet18", "openvino", "4")
     assert table(path).column("seconds") == ["3", "4"]
+
+
+def test_rows_that_were_made_elsewhere_are_not_passed_off_as_ones_from_here(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    table(path).add("resnet18", "onnxruntime", "3")
+    before = path.read_text()
+    with pytest.raises(SystemExit, match=r"(?s)What it is\..*Another machine\..*another file"):
+        WrittenTable(path, "# Title\n\nAnother machine.", ("network", "backend", "seconds"), 2)
+    assert path.read_text() == before
+
+
+def test_other_words_above_the_conditions_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    table(path).add("resnet18", "onnxruntime", "3")
+    heading = "# Another title\n\nMore words.\n\nWhat\nit is."
+    again = WrittenTable(path, heading, ("network", "backend", "seconds"), 2)
+    assert again.has("resnet18", "onnxruntime")
 
 
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:

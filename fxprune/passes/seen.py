@@ -80,19 +80,21 @@ class Seen:
         for span in (plain.from_plain(Span, item, MERGED) for item in recorded):
             kernel |= dict.fromkeys(span.convolutions, span.convolutions)
         chosen = {name for merge in merged for name in merge.span.convolutions}
+        names = frozenset(node.name for node in deployed.graph.nodes)
         rest = dict(profile)
         spent: dict[tuple[str, ...], float] = {}
         apart = 0.0
         for layer in layers:
             # A merged layer has the module of its first one, and a name of its own.
             own = place.get(layer.weight.removesuffix(".weight"), layer.node)
+            whole = kernel[layer.node]
+            if own not in names and whole == (layer.node,) and layer.node not in chosen:
+                continue  # its block was dropped, and the activation after it is there still
             taken = sum(rest.pop(name, 0.0) for name in {own, *layer.fused})
             if layer.node in chosen:
                 apart += pace * taken
             elif taken:
-                nodes = kernel[layer.node]
-                spent[nodes] = spent.get(nodes, 0.0) + pace * taken
-        names = frozenset(node.name for node in deployed.graph.nodes)
+                spent[whole] = spent.get(whole, 0.0) + pace * taken
         between = {name: pace * rest.pop(name) for name in names & rest.keys()}
         left = pace * sum(rest.values())
         return Seen(sizes, tuple(spent.items()), between, left, names, apart)
