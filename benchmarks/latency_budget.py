@@ -18,6 +18,7 @@ again, so a run that was interrupted is taken up by the same command.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def row(
             progress=False,
         )
     except fxprune.BudgetError as error:
-        if error.floor is None:
+        if math.isnan(error.floor):
             raise
         blanks = ["-"] * (len(COLUMNS) - 5)
         seconds = f"{time.perf_counter() - start:.0f}"

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from fxprune import batches
 from fxprune.axes import Atom
-from fxprune.backends import Backend, Settings, profiles
+from fxprune.backends import Backend, Engine, Settings, profiles
 from fxprune.cache import Cache, Key
 from fxprune.elsewhere import unknown
 from fxprune.measure import IN_TURN, PROTOCOL
@@ -64,6 +65,16 @@ class Bench:
                 partial(self.tell, "Measuring kernels"),
             )
 
+    def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float] | None:
+        """Seconds of every node of a network, where the backend can tell.
+
+        Raises:
+            BackendError: the engine fails.
+        """
+        return self.backend.attempt(
+            "profile the network", lambda: self.backend.profile(engine, inputs)
+        )
+
     def remember(
         self, captured: Captured, seconds: float, profile: Mapping[str, float] | None
     ) -> None:
@@ -92,26 +103,25 @@ class Bench:
         """
         groups = {group.atom: group.name for group in analysis.groups}
         new = found.scaled(1 / seconds)
-        kept = self.recall_seen(captured, analysis, 1.0)
-        others = [some for some in kept if (some.sizes, some.nodes) != (new.sizes, new.nodes)]
-        alike = [some for some in others if abs(some.seconds - new.seconds) < ALIKE]
-        oldest = alike[: max(len(alike) + 1 - KEPT, 0)]
-        networks = [some.to_json(groups) for some in (*others, new) if some not in oldest]
+
+        def with_new(entry: Mapping[str, Any] | None) -> Mapping[str, Any]:
+            kept = _seen(entry, analysis)
+            others = [some for some in kept if (some.sizes, some.nodes) != (new.sizes, new.nodes)]
+            alike = [some for some in others if abs(some.seconds - new.seconds) < ALIKE]
+            oldest = alike[: max(len(alike) + 1 - KEPT, 0)]
+            networks = [some.to_json(groups) for some in (*others, new) if some not in oldest]
+            return {"networks": networks}
+
         with Cache(self.cache) as store:
-            store.put(self._key(captured, "slim versions of", SEEN), {"networks": networks})
+            store.change(self._key(captured, "slim versions of", SEEN), with_new)
 
     def recall_seen(
         self, captured: Captured, analysis: Analysis, seconds: float
     ) -> tuple[Seen, ...]:
         """What was kept of slim versions of a network, which now takes `seconds` itself."""
-        atoms = {group.name: group.atom for group in analysis.groups}
         with Cache(self.cache) as store:
-            kept = store.get(self._key(captured, "slim versions of", SEEN)) or {"networks": []}
-        return tuple(
-            Seen.from_json(some, atoms).scaled(seconds)
-            for some in kept["networks"]
-            if some["sizes"].keys() <= atoms.keys()  # told by another version, perhaps
-        )
+            entry = store.get(self._key(captured, "slim versions of", SEEN))
+        return tuple(some.scaled(seconds) for some in _seen(entry, analysis))
 
     def _key(self, captured: Captured, what: str = "", *protocols: str) -> Key:
         backend = self.backend
@@ -119,6 +129,16 @@ class Bench:
         subject = f"{what} network {_structure(captured)}".lstrip()
         protocol = " ".join([PROTOCOL, IN_TURN, profiles.PROTOCOL, *protocols])
         return Key(device, backend.name, version, self.settings, subject, protocol)
+
+
+def _seen(entry: Mapping[str, Any] | None, analysis: Analysis) -> list[Seen]:
+    """What the cache has of slim versions of a network, as shares of its latency."""
+    atoms = {group.name: group.atom for group in analysis.groups}
+    return [
+        Seen.from_json(some, atoms)
+        for some in (entry or {"networks": []})["networks"]
+        if some["sizes"].keys() <= atoms.keys()  # told by another version, perhaps
+    ]
 
 
 def bench_of(

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,14 @@ class Cache:
     def put_many(self, items: Iterable[tuple[Key, Mapping[str, Any]]]) -> None:
         """Keep all of these values or, if it fails, none."""
         self._store.write({key.text(): _canonical(value) for key, value in items})
+
+    def change(self, key: Key, new: Callable[[dict[str, Any] | None], Mapping[str, Any]]) -> None:
+        """Replace a value by what `new` makes of it, and nobody writes it between."""
+
+        def text(old: str | None) -> str:
+            return _canonical(new(None if old is None else json.loads(old)))
+
+        self._store.change(key.text(), text)
 
     def export(self, path: str | Path) -> int:
         """Write all measurements to a JSON file for another machine; returns their number."""

@@ -3,7 +3,7 @@
 fxprune backends
 fxprune analyze torchvision:resnet18 --input 1x3x224x224
 fxprune optimize my_package.models:build --input 1x3x224x224 --budget "60% latency" --out slim/
-fxprune table build torchvision:resnet18 --input 1x3x224x224 --backend tensorrt
+fxprune table build torchvision:resnet18 --input 1x3x224x224 --backend tensorrt --device cuda
 fxprune table export latencies.json
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from fxprune.backends.settings import Settings
 from fxprune.errors import FxpruneError, InputError
 
 app = typer.Typer(
@@ -40,6 +41,18 @@ Inputs = Annotated[
 ]
 Weights = Annotated[
     Path | None, typer.Option(help="safetensors file with the model's trained weights.")
+]
+Alignment = Annotated[
+    int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
+]
+Device = Annotated[str, typer.Option(help='Where the model runs: "cpu" or "cuda".')]
+Precision = Annotated[str, typer.Option(help='What engines compute in: "fp32", "fp16", "bf16".')]
+Threads = Annotated[int, typer.Option(help="CPU threads of an engine.")]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Keep activations in NHWC, where that is free.")
+]
+CudaGraphs = Annotated[
+    bool, typer.Option("--cuda-graphs", help="Measure one CUDA graph per inference.")
 ]
 
 
@@ -93,9 +106,7 @@ def optimize(
     merge_layers: Annotated[
         bool, typer.Option(help="Whether layers may be merged; without data, a guess says which.")
     ] = False,
-    multiple_of: Annotated[
-        int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
-    ] = None,
+    multiple_of: Alignment = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Layer that keeps its width; repeatable.")
     ] = None,
@@ -103,6 +114,11 @@ def optimize(
         list[str] | None,
         typer.Option(help='Least and most that stays: "layer1.*=0.5:1.0", "conv1=16:64".'),
     ] = None,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    threads: Threads = 1,
+    channels_last: ChannelsLast = False,
+    cuda_graphs: CudaGraphs = False,
 ) -> None:
     """Slim a model to a budget, by the magnitude of its weights, and write it with its report."""
     import fxprune
@@ -110,13 +126,15 @@ def optimize(
     from fxprune.files import write_text
 
     budgets = parse(budget)
-    inputs = examples(input)
-    model = build(spec, weights)
+    settings = _settings(precision, threads, channels_last, cuda_graphs)
+    inputs = examples(input, device)
+    model = build(spec, weights).to(device)
     slim = fxprune.optimize(
         model,
         budgets,
         inputs,
         backend=backend,
+        settings=settings,
         importance="magnitude",
         drop_blocks=drop_blocks,
         merge_layers=merge_layers,
@@ -143,9 +161,12 @@ def build_table(
     spec: Spec,
     input: Inputs,
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "auto",
-    multiple_of: Annotated[
-        int | None, typer.Option(help="Alignment of channel counts; if not given, the backend's.")
-    ] = None,
+    multiple_of: Alignment = None,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    threads: Threads = 1,
+    channels_last: ChannelsLast = False,
+    cuda_graphs: CudaGraphs = False,
 ) -> None:
     """Measure all that slimming a model asks for, so that it can be slimmed on another machine.
 
@@ -157,10 +178,15 @@ def build_table(
     from fxprune.rehearse import rehearse
 
     options = Options(
-        backend=backend, importance="magnitude", multiple_of=multiple_of, merge_layers=True
+        backend=backend,
+        settings=_settings(precision, threads, channels_last, cuda_graphs),
+        importance="magnitude",
+        multiple_of=multiple_of,
+        merge_layers=True,
     )
+    inputs = examples(input, device)
     with shown(True) as tell:
-        rehearse(prepare(build(spec), examples(input), options, [None], tell), tell)
+        rehearse(prepare(build(spec).to(device), inputs, options, [None], tell), tell)
     with Cache() as cache:
         Console().print(f"{len(cache)} latencies in {cache.path}", markup=False)
 
@@ -203,14 +229,24 @@ def build(spec: str, weights: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def examples(shapes: list[str]) -> tuple[Tensor, ...]:
+def examples(shapes: list[str], device: str = "cpu") -> tuple[Tensor, ...]:
     """Random inputs, the same every time, for shapes written as 1x3x224x224.
 
     Raises:
-        InputError: a shape does not parse.
+        InputError: a shape does not parse, or there is no such device.
     """
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(
+            f"There is no device {device!r} that PyTorch can use",
+            fix='Choose "cpu", or "cuda" with a GPU and a PyTorch that was built for it.',
+        )
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
+    return tuple(torch.randn(_shape(text), generator=generator).to(device) for text in shapes)
+
+
+def _settings(precision: str, threads: int, channels_last: bool, cuda_graphs: bool) -> Settings:
+    checked = cast(Any, precision)  # other names are refused there
+    return Settings(checked, threads, channels_last, cuda_graphs=cuda_graphs)
 
 
 def _bound(text: str) -> tuple[str, tuple[float, float]]:

@@ -30,6 +30,10 @@ Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
 MOST_ROUNDS = 6
+RETREATS = 4
+RETREAT = 0.9
+"""Where none of these rounds kept the budgets: further ones, each with aims lower by this factor.
+The only other network that surely does is the smallest of all."""
 PARTICULAR_ROUNDS = 3
 """After these, a candidate may lie close to the low end of the window."""
 
@@ -118,8 +122,12 @@ def close_the_loop(
             rounds.append(Round(_predicted(allocation, corrections), used, known, rehearsal=True))
             logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
-    for round_number in range(MOST_ROUNDS):
-        tell(round_number, MOST_ROUNDS)
+    for round_number in range(MOST_ROUNDS + RETREATS):
+        if round_number >= MOST_ROUNDS:
+            if best is not None:
+                break
+            aims = [aim * RETREAT for aim in aims]
+        tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
         allocation = _next(allocator, corrections, aims)
         if _key(allocation) in tried:

@@ -78,7 +78,7 @@ class BackendError(FxpruneError):
 
 
 class MeasurementError(FxpruneError):
-    """A measurement spreads too widely to be reported as a figure."""
+    """A measurement spreads more than is allowed, or was not taken on the machine asked for."""
 
 
 class PlanMismatch(FxpruneError):  # noqa: N818 - the noun already says that it is wrong

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxprune.backends.base import Engine
+from fxprune.backends.base import Engine, failures_told
 from fxprune.backends.devices import torch_threads
 from fxprune.measurement import Clock, Measurement, common, spread
 from fxprune.quiet import Patience
@@ -55,8 +55,8 @@ class Timing:
 
     tolerance: the spread at which to stop (0.01 is 1 %).
     min_samples: samples of each engine to take at least.
-    max_seconds: time after which to stop in any case, for each engine; up to half of it may go by
-        with waiting for quiet moments.
+    max_seconds: time after which to stop in any case, for each engine, once the fewest samples are
+        there; half of it may go by with waiting for quiet moments.
     warm_up: seconds to run an engine before each of its turns, and three calls at least. The
         caches of a CPU need about a tenth of a second.
     turns: turns of each engine to take at least, where several are compared.
@@ -82,13 +82,18 @@ def measure_interleaved(
     """The latencies of several engines, measured turn by turn in random order.
 
     All get equally many turns with equally many samples each. Raises `InputError` if there are no
-    engines or their clocks or thread counts differ.
+    engines or their clocks or thread counts differ, `BackendError` if one fails.
     """
     timing = timing or Timing()
     clock = common("clocks", {_clock(e, inputs, timing) for e, inputs in engines.values()})
     threads = common("thread counts", {engine.settings.threads for engine, _ in engines.values()})
     shuffled = random.Random(0)
-    with torch_threads(threads), _no_garbage_collection():
+    names = ", ".join(sorted({engine.name for engine, _ in engines.values()}))
+    with (
+        torch_threads(threads),
+        _no_garbage_collection(),
+        failures_told("run what is measured", f"backend {names}"),
+    ):
         samplers = {
             name: _Sampler.start(engine.runner(*inputs), clock, timing.warm_up)
             for name, (engine, inputs) in engines.items()

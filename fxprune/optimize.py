@@ -180,6 +180,6 @@ def _meta(budgets: Sequence[Budget], prepared: Prepared) -> dict[str, object]:
     if prepared.timed:
         places = list(prepared.timed.values())
         meta["backend"] = [timed.bench.backend.version() for timed in places]
-        meta["device"] = [timed.bench.backend.device() for timed in places]
+        meta["device"] = [timed.bench.backend.device(timed.bench.device) for timed in places]
         meta["settings"] = places[0].bench.settings.to_json()
     return meta

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -129,7 +130,7 @@ def prepare(
     options = _checked(options)
     device = _device_type(model)
     backends = {
-        place: _backend(options.backend if place is None else place, device, options.cache)
+        place: _backend(options.backend if place is None else place, device, options)
         for place in dict.fromkeys(places)
     }
     if backends:
@@ -187,10 +188,13 @@ def _checked(options: Options) -> Options:
     return replace(options, ignore=ignore, data=data)
 
 
-def _backend(place: str | Backend, device_type: str, cache: str | None) -> Backend:
+def _backend(place: str | Backend, device_type: str, options: Options) -> Backend:
+    """The backend, refused before any work where it cannot serve the model and the settings."""
     if isinstance(place, str) and "@" in place:
-        return elsewhere(place, cache)
-    return get_backend(place, device_type)
+        return elsewhere(place, options.cache)
+    backend = get_backend(place, device_type)
+    backend.require(options.settings, (torch.empty(0, device=device_type),))
+    return backend
 
 
 def _device_type(model: nn.Module) -> str:
@@ -216,8 +220,11 @@ def _changeable(parts: Iterable[Part], options: Options) -> list[Part]:
 
 
 def _faster(merges: Sequence[Merge], timed: Iterable[Timed]) -> list[Merge]:
-    """The merges that are worth looking at on some backend."""
-    names = set().union(*(each.worthwhile(merges) for each in timed))
+    """The merges that are worth looking at on some backend, and known on those elsewhere."""
+    worth = [(each.worthwhile(merges), each.watch is None) for each in timed]
+    names = set().union(*(names for names, _ in worth))
+    # Only those that were worth it there were measured there.
+    names = names.intersection(*(known for known, is_elsewhere in worth if is_elsewhere))
     return [merge for merge in merges if merge.name in names]
 
 

@@ -84,6 +84,7 @@ class Store:
             self._lock = FileLock(path.with_name(f"{path.name}.lock"))
             try:
                 self._lock.share()
+                self._finish_mending()
                 self._connection = self._open()
             except BaseException:
                 self._lock.close()
@@ -115,6 +116,18 @@ class Store:
         texts = ((key.encode(), value.encode()) for key, value in items.items())
         rows = [(key, value, _digest(key, value)) for key, value in texts]
         self._run(lambda connection: _write(connection, rows))
+
+    def change(self, key: str, new: Callable[[str | None], str]) -> None:
+        """Replace a value by what `new` makes of it (None if there is none), and nobody between."""
+        name = key.encode()
+
+        def replace(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                old = _value(connection, name)
+                value = new(old).encode()
+                connection.execute(_WRITE, (name, value, _digest(name, value)))
+
+        self._run(replace)
 
     def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         with self._clear_errors():
@@ -155,18 +168,13 @@ class Store:
 
     def _rebuild(self, cause: Exception) -> sqlite3.Connection:
         """Move the damaged file aside and start a new one with its intact rows."""
-        if not self._lock.exclude(BUSY_SECONDS):
-            raise CacheError(
-                f"the file is damaged ({cause}), and another process is using it",
-                str(self.path),
-                "end the other process, or set FXPRUNE_CACHE to another folder",
-            )
-        try:
+        with self._alone(str(cause)):
             try:
                 return self._connect()  # another process may have been faster
             except _FAULTS:
                 rows = self._salvage()
-            aside = self._move_aside()
+            self._write_mended(rows)
+            aside = self._put_in_place()
             logger.warning(
                 "%s was damaged (%s) and is now %s; %d intact rows were carried over to a new "
                 "file, what was in others will be measured again",
@@ -175,11 +183,49 @@ class Store:
                 aside.name,
                 len(rows),
             )
-            connection = self._connect()
-            _write(connection, rows)
-            return connection
+            return self._connect()
+
+    @contextmanager
+    def _alone(self, damage: str) -> Iterator[None]:
+        """Have the file alone for a while, which gets a share in it again afterwards."""
+        if not self._lock.exclude(BUSY_SECONDS):
+            raise CacheError(
+                f"the file is damaged ({damage}), and another process is using it",
+                str(self.path),
+                "end the other process, or set FXPRUNE_CACHE to another folder",
+            )
+        try:
+            yield
         finally:
             self._lock.share()
+
+    @property
+    def _mended(self) -> Path:
+        """Where the new file lies, whole, until the damaged one is out of its way."""
+        return self.path.with_name(f"{self.path.name}.mended")
+
+    def _write_mended(self, rows: Iterable[Row]) -> None:
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        for suffix in ("", "-journal"):  # of a process that was killed
+            Path(f"{unfinished}{suffix}").unlink(missing_ok=True)
+        with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
+            connection.execute(_CREATE)
+            _write(connection, rows)
+        os.replace(unfinished, self._mended)
+
+    def _finish_mending(self) -> None:
+        """Put a mended file in place that another process did not come to, since it was killed."""
+        if not self._mended.exists():
+            return
+        with self._alone("and was about to be mended"):
+            if self._mended.exists():  # nobody was faster
+                aside = self._put_in_place()
+                logger.warning("%s was damaged and is now %s", self.path, aside.name)
+
+    def _put_in_place(self) -> Path:
+        aside = self._move_aside()
+        os.replace(self._mended, self.path)
+        return aside
 
     def _salvage(self) -> list[Row]:
         """All intact rows that can be reached in a damaged file, from either end."""
@@ -269,9 +315,16 @@ def _drop(connection: sqlite3.Connection, key: bytes) -> None:
 
 
 def _write(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    with _transaction(connection):
+        connection.executemany(_WRITE, rows)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything or, if something fails, nothing; other writers wait."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.executemany(_WRITE, rows)
+        yield
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

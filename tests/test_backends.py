@@ -26,6 +26,7 @@ from fxprune.backends import (
     get_backend,
     inductor_kernels,
 )
+from fxprune.backends.base import missing
 from fxprune.backends.modules import adapted, deployable
 from fxprune.backends.region import ACTIVATIONS
 from fxprune.backends.signature import Signature
@@ -470,6 +471,56 @@ def test_a_profile_tells_the_seconds_of_the_nodes_of_a_captured_graph(name: str,
     assert named & {"stem", "norm", "relu"}
     assert named & {"conv", "add", "relu_1"}
     assert sum(seconds[key] for key in named) > 0.5 * sum(seconds.values())
+
+
+def test_what_an_engine_raises_while_it_is_measured_becomes_an_error_of_ours() -> None:
+    class Full(nn.Module):
+        full = False
+
+        def forward(self, x):
+            if self.full:
+                raise torch.OutOfMemoryError("out of memory, tried to allocate 4 GiB\nmore")
+            return x + 1
+
+    engine = get_backend("eager").compile(Full(), INPUTS)
+    Full.full = True
+    with pytest.raises(BackendError, match=r"4 GiB\. backend eager\. .*smaller batch"):
+        measure(engine, INPUTS)
+
+
+def test_inductor_writes_loops_for_the_threads_that_are_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = needs("inductor")
+    compiled_with = []
+
+    def stop(*_: object, **__: object) -> None:
+        compiled_with.append(torch.get_num_threads())
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", stop)
+    before = torch.get_num_threads()
+    with pytest.raises(BackendError, match="far enough"):
+        backend.compile(nn.ReLU(), INPUTS, Settings(threads=before + 1))
+    assert compiled_with == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_examples_outside_of_the_range_of_batches_are_refused() -> None:
+    x = torch.randn(16, 4)
+    with pytest.raises(InputError, match=r"batch of 16 lies outside of batch_range 1\.\.8"):
+        get_backend("eager").compile(nn.Linear(4, 2), (x,), Settings(batch_range=(1, 8)))
+
+
+def test_a_package_that_cannot_be_imported_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "half_installed.py").write_text("raise OSError('no libhalf.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = missing("half_installed", "pip install half")
+    assert told == (
+        "the package 'half_installed' cannot be imported (no libhalf.so); run: pip install half"
+    )
 
 
 def test_a_profile_knows_the_kernels_that_hardswish_is_made_of() -> None:

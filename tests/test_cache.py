@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import random
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,63 @@ def test_a_truncated_file_gives_no_wrong_value_and_can_be_used_again(
         cache.put(known[0], value(0))
         assert cache.get(known[0]) == value(0)
     assert "damaged" in caplog.text
+
+
+class Killed(BaseException):
+    """Stands in for a signal."""
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_being_killed_while_a_damaged_file_is_mended_loses_no_more(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    known = filled(path, 200)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(path.read_bytes())
+    data[8 * 4096 : 9 * 4096] = bytes(4096)
+    path.write_bytes(data)
+    Path(f"{path}-wal").write_bytes(b"")
+    unharmed = path.with_name("unharmed.sqlite")
+    unharmed.write_bytes(data)
+    with caplog.at_level(logging.WARNING), Cache(unharmed) as cache:
+        salvaged = cache.get_many(known)
+    assert None in salvaged
+    assert value(3) in salvaged
+
+    replace, moves = os.replace, 0
+
+    def killed(source: str, target: str) -> None:
+        nonlocal moves
+        if moves == moved:
+            raise Killed
+        moves += 1
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            Cache(path)
+    with Cache(path) as cache:
+        assert cache.get_many(known) == salvaged
+        cache.put(known[0], value(0))
+    assert not list(path.parent.glob("*.mended"))
+    with Cache(path) as cache:
+        assert cache.get(known[0]) == value(0)
+
+
+def test_what_several_change_at_once_has_all_changes(path: Path) -> None:
+    def count() -> None:
+        with Cache(path) as cache:
+            for _ in range(25):
+                cache.change(KEY, lambda old: {"count": (old or {"count": 0})["count"] + 1})
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(count) for _ in range(4)]:
+            done.result()
+    with Cache(path) as cache:
+        assert cache.get(KEY) == {"count": 100}
 
 
 def test_no_flipped_byte_leads_to_a_wrong_value_or_goes_unnoticed(

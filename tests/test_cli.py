@@ -167,6 +167,30 @@ def test_a_table_that_is_carried_along_is_all_that_another_machine_needs(
     assert json.loads((out / "report.json").read_text())["tabled"][0] > 0
 
 
+def test_settings_of_the_engine_reach_the_measurements(own_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "there"))
+    model = ("own_models:network", "--input", "1x3x16x16", "--backend", "eager")
+    settings = ("--precision", "bf16", "--threads", "2", "--channels-last")
+    assert run_main(monkeypatch, "table", "build", *model, *settings) == 0
+    exported = tmp_path / "latencies.json"
+    assert run_main(monkeypatch, "table", "export", str(exported)) == 0
+    entries = json.loads(exported.read_text())["entries"]
+    told = {json.dumps(entry["key"]["settings"], sort_keys=True) for entry in entries}
+    (found,) = map(json.loads, told)
+    assert found["precision"] == "bf16"
+    assert found["threads"] == 2
+    assert found["channels_last"]
+    assert not found["cuda_graphs"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_a_device_that_is_not_there_is_refused(own_models, monkeypatch, capsys, tmp_path, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = ("own_models:network", "--input", "1x3x16x16", "--device", device)
+    assert run_main(monkeypatch, "table", "build", *model) == 2
+    assert f"no device '{device}'" in capsys.readouterr().err
+
+
 def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "here"))
     (tmp_path / "table.json").write_text("no table")

@@ -51,6 +51,21 @@ def test_a_network_is_slimmed_by_the_tables_of_another_machine(measured, monkeyp
     assert slim.meta["fxprune"]["plan"].meta["device"] == ["Orin of somebody"]
 
 
+def test_what_is_left_alone_does_not_change_what_has_to_be_known(measured):
+    """Stairs are told by the widest layer of a kind, here one that keeps its width."""
+    model, x, cache = measured
+    slim = fxprune.optimize(
+        model,
+        0.85,
+        (x,),
+        backend="onnxruntime@Orin",
+        cache=cache,
+        ignore=["blocks.2.*"],
+        progress=False,
+    )
+    assert fxprune.report(slim).tabled[1] <= 0.85 * fxprune.report(slim).tabled[0]
+
+
 def test_a_front_comes_from_another_machine_too(measured):
     model, x, cache = measured
     front = fxprune.pareto(

@@ -327,6 +327,20 @@ def test_the_loop_takes_a_close_candidate_where_there_is_no_better_one(monkeypat
     assert candidate.used[0] == 0.999 * gauge.limit
 
 
+class Unlucky(Crooked):
+    """The first candidates take more than they should, whatever is aimed at."""
+
+    def actual(self, slim, allocation):
+        cost = super().actual(slim, allocation)
+        return max(cost, 1.005 * self.limit) if self.asked <= 6 else 1.02 * cost
+
+
+def test_after_unlucky_rounds_the_loop_retreats_by_steps():
+    candidate, gauge = looped(0.6, Unlucky)
+    assert 0.6 * gauge.limit < candidate.used[0] <= gauge.limit
+    assert 6 < gauge.asked <= 10
+
+
 def test_a_budget_out_of_reach_names_the_least_that_can_be_reached():
     with pytest.raises(fxprune.BudgetError, match="out of reach") as caught:
         looped(0.15)

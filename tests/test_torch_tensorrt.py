@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,15 @@ def test_the_engine_tells_its_layers(engines: list[Any]) -> None:
     assert callable(torch_tensorrt.dynamo.runtime.TorchTensorRTModule.get_layer_info)
     engines[0].get_layer_info = lambda: '{"Layers": ["convolution", "pool"]}'
     assert engine.layers() == ["convolution", "pool"]
+
+
+def test_an_engine_that_was_loaded_does_not_pretend_to_have_no_layers(engines: list[Any]) -> None:
+    x = torch.randn(1, 3, 8, 8)
+    engine = fxprune.compile(Two().eval(), (x, x), FrontEnd())
+    loaded = dataclasses.replace(engine, module=nn.Module())
+    assert isinstance(loaded, TorchTensorRtEngine)
+    with pytest.raises(fxprune.BackendError, match="compile the module, and ask before"):
+        loaded.layers()
 
 
 def test_what_tensorrt_timed_is_kept(engines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,17 @@ named `BACKEND`; nothing else needs to know about it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fxprune.backends.devices import cpu_name, cuda_graph, cuda_name
@@ -187,21 +190,39 @@ class Backend(ABC):
 
     def attempt(self, action: str, call: Callable[[], Made]) -> Made:
         """Call; whatever a compiler raises becomes a `BackendError` that says what was tried."""
-        try:
+        with failures_told(action, f"backend {self.name!r} {self.version()}"):
             return call()
-        except FxpruneError:
-            raise
-        except Exception as error:
-            text = str(error).strip().splitlines()
-            raise BackendError(
-                f"cannot {action}: {text[0] if text else type(error).__name__}",
-                f"backend {self.name!r} {self.version()}",
-                "the compiler's full message is the cause of this error",
-            ) from error
+
+
+@contextmanager
+def failures_told(action: str, where: str) -> Iterator[None]:
+    """Whatever a compiler or its engine raises becomes a `BackendError` that says what was tried.
+
+    Args:
+        where: the backend.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        raise BackendError(
+            f"cannot {action}: {text[0] if text else type(error).__name__}",
+            where,
+            "free memory on the device, or take a smaller batch"
+            if no_memory
+            else "the compiler's full message is the cause of this error",
+        ) from error
 
 
 def missing(package: str, install: str) -> str | None:
-    """Why a backend that needs this package is unavailable, or None if it is installed."""
-    if importlib.util.find_spec(package) is not None:
-        return None
-    return f"the package {package!r} is not installed; run: {install}"
+    """Why a backend that needs this package is unavailable, or None if it can be imported."""
+    if importlib.util.find_spec(package) is None:
+        return f"the package {package!r} is not installed; run: {install}"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # a package without its libraries fails in many ways
+        return f"the package {package!r} cannot be imported ({error}); run: {install}"
+    return None

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -95,10 +96,11 @@ class InductorBackend(Backend):
     takes_channels_last = True
 
     def unavailable(self) -> str | None:
-        compilers = [os.environ.get("CXX", "g++"), "g++", "clang++", "cl"]
-        if any(shutil.which(compiler) for compiler in compilers):
+        usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+        compiler = os.environ.get("CXX", usual)
+        if shutil.which(compiler):
             return None
-        return "it needs a C++ compiler; run: apt-get install g++ (or set CXX)"
+        return f"it needs a C++ compiler, and there is no {compiler!r}; install g++, or set CXX"
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -112,7 +114,12 @@ class InductorBackend(Backend):
     ) -> Engine:
         manifest = {"settings": settings.to_json(), "signature": signature.to_json()}
         options = {"freezing": True, "aot_inductor.metadata": {_MANIFEST: json.dumps(manifest)}}
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            torch_threads(settings.threads),  # the loops that it writes run on so many
+        ):
             # The compiler warns about its own internals, which no caller of ours can act upon.
             warnings.simplefilter("ignore")
             path = str(Path(folder, "model.pt2"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/5"
+PROTOCOL = "kernels/6"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 PROFILED_RUNS = 40

@@ -21,7 +21,8 @@ class Settings:
     threads: CPU threads used within an operator.
     channels_last: keep activations in NHWC order, where the backend leaves that to its caller.
     batch_range: smallest and largest batch to accept; None accepts only the example's batch.
-    cuda_graphs: replay one CUDA graph per inference, where the backend runs on CUDA.
+    cuda_graphs: measure one CUDA graph per inference, where the backend runs on CUDA. It is what
+        `Engine.runner` gives for fixed inputs; calling an engine starts kernel by kernel.
     """
 
     precision: Precision = "fp32"

@@ -50,6 +50,14 @@ class Signature:
             ) from error
         batch = _batch(inputs)
         varies = settings.batch_range is not None
+        if settings.batch_range is not None and batch is not None:
+            low, high = settings.batch_range
+            if not low <= batch <= high:
+                raise InputError(
+                    f"the example batch of {batch} lies outside of batch_range {low}..{high}",
+                    "example inputs",
+                    "pass examples with a batch in that range",
+                )
         return cls(
             shapes=tuple(tuple(tensor.shape) for tensor in inputs),
             dtypes=tuple(tensor.dtype for tensor in inputs),

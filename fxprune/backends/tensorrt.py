@@ -5,6 +5,7 @@ https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -140,7 +141,7 @@ class TensorRtBackend(Backend):
         if engine is None:
             raise BackendError(
                 "TensorRT cannot load the plan",
-                f"this machine has {self.version()} and {self.device()}",
+                f"this machine has {self.version()} and {self.device('cuda')}",
                 "compile again here: a plan serves one GPU and one version",
             )
         context = engine.create_execution_context()
@@ -177,15 +178,9 @@ class TensorRtBackend(Backend):
 
 def cuda_package(package: str) -> str | None:
     """Why a backend that needs this package and a CUDA device is unavailable; None if it is not."""
-    if reason := missing(package, INSTALL):
-        return reason
-    if not torch.cuda.is_available():
+    if importlib.util.find_spec(package) is not None and not torch.cuda.is_available():
         return "there is no CUDA device that PyTorch can use"
-    try:
-        __import__(package)
-    except Exception as error:  # a package without its libraries fails in many ways
-        return f"the package {package!r} cannot be imported ({error}); run: {INSTALL}"
-    return None
+    return missing(package, INSTALL)
 
 
 def _plan(model: bytes, input_names: list[str], signature: Signature) -> bytes:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from fxprune.backends import exporting
-from fxprune.backends.base import Backend, Engine
+from fxprune.backends.base import Backend, Engine, failures_told
 from fxprune.backends.modules import adapted
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
@@ -44,10 +44,20 @@ class TorchTensorRtEngine(Engine):
             return self.module(*inputs)
 
     def layers(self) -> list[Any]:
-        """What TensorRT tells of the layers that it made of the module, in order of execution."""
+        """What TensorRT tells of the layers that it made of the module, in order of execution.
+
+        Raises `BackendError` for an engine that was loaded, whose layers are out of reach.
+        """
+        engines = engines_of(self.module)
+        if not engines:
+            raise BackendError(
+                "the layers of an engine that was loaded cannot be told",
+                f"backend {self.name!r}",
+                "compile the module, and ask before it is saved",
+            )
         return [
             layer
-            for engine in engines_of(self.module).values()
+            for engine in engines.values()
             for layer in json.loads(engine.get_layer_info())["Layers"]
         ]
 
@@ -59,7 +69,10 @@ class TorchTensorRtEngine(Engine):
         import torch_tensorrt
 
         manifest = {"settings": self.settings.to_json(), "signature": self.signature.to_json()}
-        with atomic_path(path) as temporary:
+        with (
+            failures_told(f"save to {str(path)!r}", f"backend {self.name!r}"),
+            atomic_path(path) as temporary,
+        ):
             torch_tensorrt.save(
                 self.module,
                 str(temporary),

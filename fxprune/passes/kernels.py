@@ -282,15 +282,23 @@ def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tup
 def _find_stairs(
     layers: Sequence[Layer], coordinates: Sequence[Sequence[_Coordinate]], clock: _Clock
 ) -> dict[tuple[object, ...], Stairs]:
-    """The stairs along each coordinate by kind of layer, measured on the widest of a kind."""
+    """The stairs along each coordinate by kind of layer, measured on the widest of a kind.
+
+    That one may have to keep its widths: which kernels are measured is not to depend on what a
+    caller leaves alone, or tables from elsewhere would lack some.
+    """
     widest: dict[tuple[object, ...], tuple[_Coordinate, int, Layer]] = {}
+    free: set[tuple[object, ...]] = set()
     for layer, along in zip(layers, coordinates, strict=True):
         for place, coordinate in enumerate(along):
+            if not coordinate.stepped:
+                continue
             kind = _kind(layer.region, place)
-            known = widest.get(kind)
-            wider = known is None or known[0].size < coordinate.size
-            if coordinate.free and coordinate.stepped and wider:
+            if coordinate.free:
+                free.add(kind)
+            if kind not in widest or widest[kind][0].size < coordinate.size:
                 widest[kind] = (coordinate, place, layer)
+    widest = {kind: found for kind, found in widest.items() if kind in free}
     probed = {
         kind: _probes(layer.region, place, coordinate)
         for kind, (coordinate, place, layer) in widest.items()

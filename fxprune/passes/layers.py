@@ -251,7 +251,12 @@ def _adds(node: fx.Node, analysis: Analysis) -> bool:
 
 
 def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    approximate = argument(node, 1, "approximate", "none")
     if node.op == "call_module":
-        return ACTIVATION_MODULES.get(type(modules[str(node.target)]))
-    name = (operation(node) or "").removesuffix("_")
-    return name if name in ACTIVATION_FUNCTIONS else None
+        module = modules[str(node.target)]
+        name = ACTIVATION_MODULES.get(type(module))
+        approximate = getattr(module, "approximate", "none")
+    else:
+        called = (operation(node) or "").removesuffix("_")
+        name = called if called in ACTIVATION_FUNCTIONS else None
+    return "gelu_tanh" if name == "gelu" and approximate == "tanh" else name
