@@ -281,12 +281,13 @@ def heading(kinds: Sequence[str]) -> str:
     ]
     if chosen:
         clips = ", ".join(f"{size} for {prefix}" for prefix, size in CLIPS.items())
-        lines.append(
+        lines.insert(
+            1,
             f"Inputs are modest: one image of {SIDE} x {SIDE - 10} for detectors (at most "
             f"{FEWER['rpn_post_nms_top_n_test']} proposals and\n{FEWER['box_detections_per_img']} "
             f"detections; SSD resizes to its own size), {MAP} x {MAP} for segmentation, two frames "
             f"of {FRAME} x {FRAME}\nfor flow, clips of {CLIP} for video (frames, height, width; "
-            f"{clips}).\nOf detectors, the slim backbone is exported."
+            f"{clips}).\nOf detectors, the slim backbone is exported.",
         )
     return "\n\n".join(lines)
 

@@ -74,7 +74,7 @@ def main() -> None:
         cuda_graphs=arguments.cuda_graphs,
     )
     deployment = Deployment(arguments.device, arguments.batch, settings)
-    table = WrittenTable(arguments.out, heading(arguments.backends, deployment), COLUMNS, keys=3)
+    table = WrittenTable(arguments.out, heading(deployment), COLUMNS, keys=3)
     for network in arguments.networks:
         for name in arguments.backends:
             asked = [b for b in arguments.budgets if not table.has(network, name, f"{b} %")]
@@ -103,13 +103,13 @@ class Deployment:
         return ", ".join(words for words, holds in told.items() if holds)
 
 
-def heading(backends: Sequence[str], deployment: Deployment) -> str:
+def heading(deployment: Deployment) -> str:
     """What was run, and on what."""
     clock = "CPU time of the process" if deployment.device == "cpu" else "CUDA events"
     lines = [
         "# Latency budgets: requested, predicted, measured",
         __doc__.split("\n\n")[2].replace("\n", " "),
-        f"{machine(backends, deployment.device)}; {deployment}, random weights. {clock}.",
+        f"{machine(deployment.device)}; {deployment}, random weights. {clock}.",
     ]
     return "\n\n".join(lines)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
-from benchmarks.written import WrittenTable
+from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Settings, get_backend
 
 TURNS = (15, 30, 60)
@@ -47,9 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    machine = get_backend(arguments.backends[0]).device()
     intro = " ".join(__doc__.split("\n\n")[2].split("\n"))
-    heading = f"# The statistics of noisy turns\n\n{intro}\n\n{machine}; one thread, CPU time."
+    heading = f"# The statistics of noisy turns\n\n{intro}\n\n{machine()}; one thread, CPU time."
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
     asked = [name for name in arguments.backends if name not in table.column("backend")]
     for backend in asked:

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.written import WrittenTable
+from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Region, get_backend
 from fxprune.quiet import Canary
 
@@ -48,9 +48,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    machine = get_backend(arguments.backends[0]).device()
     intro = __doc__.split("\n\n")[2].replace("\n", " ")
-    heading = f"# Kernels, timed at once and when it is quiet\n\n{intro}\n\n{machine}; one thread."
+    heading = (
+        f"# Kernels, timed at once and when it is quiet\n\n{intro}\n\n{machine()}; one thread."
+    )
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
     for name in arguments.backends:
         if name not in table.column("backend"):

@@ -61,7 +61,7 @@ def main() -> None:
         [
             "# What latency tables cost",
             __doc__.split("\n\n")[2].replace("\n", " "),
-            f"{machine(arguments.backends)}; one thread, batch 1, 224x224, fp32.",
+            f"{machine()}; one thread, batch 1, 224x224, fp32.",
         ]
     )
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=2)

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fxprune.backends import get_backend
+from fxprune.backends import available, get_backend
 from fxprune.files import write_text
 
 
-def machine(backends: Sequence[str], device_type: str = "cpu") -> str:
-    """What runs networks: the processor, PyTorch and the compilers, each told once."""
-    compilers = [get_backend(name) for name in backends]
-    versions = [f"torch {torch.__version__}", *(compiler.version() for compiler in compilers)]
-    return f"{compilers[0].device(device_type)}; {', '.join(dict.fromkeys(versions))}"
+def machine(device_type: str = "cpu") -> str:
+    """What runs networks: the processor, and the version of every compiler that is there."""
+    versions = dict.fromkeys(row.version for row in available() if row.version)
+    return f"{get_backend('eager').device(device_type)}; {', '.join(versions)}"
 
 
 @dataclass

@@ -32,8 +32,8 @@ Tell = Callable[[int, int], None]
 MOST_ROUNDS = 6
 RETREATS = 4
 RETREAT = 0.9
-"""Where none of these rounds kept the budgets: further ones, each with aims lower by this factor.
-The only other network that surely does is the smallest of all."""
+"""Where none of these rounds kept the budgets: further ones, each with a lower aim for those that
+were exceeded. The only other network that surely keeps them is the smallest of all."""
 PARTICULAR_ROUNDS = 3
 """After these, a candidate may lie close to the low end of the window."""
 
@@ -123,10 +123,8 @@ def close_the_loop(
             logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
     for round_number in range(MOST_ROUNDS + RETREATS):
-        if round_number >= MOST_ROUNDS:
-            if best is not None:
-                break
-            aims = [aim * RETREAT for aim in aims]
+        if round_number >= MOST_ROUNDS and best is not None:
+            break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
         allocation = _next(allocator, corrections, aims)
@@ -151,6 +149,8 @@ def close_the_loop(
             if candidate.used[i] > gauge.limit * (1 - gauge.margin) and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
+            if candidate.used[i] > gauge.limit and round_number + 1 >= MOST_ROUNDS:
+                aims[i] *= RETREAT
         if any(learnt):
             allocator = build()
     if best is None:

@@ -15,7 +15,6 @@ from fxprune.passes.glue.module import GluedModule
 from fxprune.passes.linear.observed import NOTHING, Observed, observe
 from fxprune.passes.lossless import cheapest_spans
 from fxprune.passes.merge import MERGED, SPANS, merge_in_place, spans_of
-from fxprune.passes.repeated import drop_repeated_activations
 
 
 def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> fx.GraphModule:
@@ -25,7 +24,6 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
     - So do other stretches that are linear as they stand, where the merged layer takes no more
       multiply-accumulates than its parts, whatever the size of the input.
     - Batch norms are folded into the layers before them.
-    - Activations that change nothing, as dropped blocks leave them, go.
 
     What was merged is listed in `meta["fxprune_merged"]` of the result; the rest of `slim.meta` is
     carried over.
@@ -50,8 +48,6 @@ def finalize(slim: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None
     lossless = cheapest_spans(find_chains(result, _observed(result, example_inputs)))
     merged += merge_in_place(result, lossless)
     fold_in_place(result, _observed(result, example_inputs))
-    if not isinstance(result, GluedModule):  # its graph has outputs that nodes do not show
-        drop_repeated_activations(result)
     result.meta.pop(SPANS, None)
     before = result.meta.get(MERGED, [])
     result.meta[MERGED] = [*before, *plain.to_plain(merged)]

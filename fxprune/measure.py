@@ -30,8 +30,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxprune.backends.base import Engine, failures_told
+from fxprune.backends.base import Engine, failure
 from fxprune.backends.devices import torch_threads
+from fxprune.errors import FxpruneError
 from fxprune.measurement import Clock, Measurement, common, spread
 from fxprune.quiet import Patience
 
@@ -55,8 +56,8 @@ class Timing:
 
     tolerance: the spread at which to stop (0.01 is 1 %).
     min_samples: samples of each engine to take at least.
-    max_seconds: time after which to stop in any case, for each engine, once the fewest samples are
-        there; half of it may go by with waiting for quiet moments.
+    max_seconds: time after which to stop in any case, for each engine; what goes by with waiting
+        for quiet moments counts.
     warm_up: seconds to run an engine before each of its turns, and three calls at least. The
         caches of a CPU need about a tenth of a second.
     turns: turns of each engine to take at least, where several are compared.
@@ -88,12 +89,7 @@ def measure_interleaved(
     clock = common("clocks", {_clock(e, inputs, timing) for e, inputs in engines.values()})
     threads = common("thread counts", {engine.settings.threads for engine, _ in engines.values()})
     shuffled = random.Random(0)
-    names = ", ".join(sorted({engine.name for engine, _ in engines.values()}))
-    with (
-        torch_threads(threads),
-        _no_garbage_collection(),
-        failures_told("run what is measured", f"backend {names}"),
-    ):
+    with torch_threads(threads), _no_garbage_collection(), _failures_of(engines):
         samplers = {
             name: _Sampler.start(engine.runner(*inputs), clock, timing.warm_up)
             for name, (engine, inputs) in engines.items()
@@ -196,6 +192,18 @@ def _clock(engine: Engine, inputs: Sequence[Tensor], timing: Timing) -> Clock:
     if any(tensor.is_cuda for tensor in inputs):
         return "cuda"
     return "cpu" if engine.settings.threads == 1 else "wall"
+
+
+@contextmanager
+def _failures_of(engines: Mapping[str, tuple[Engine, Sequence[Tensor]]]) -> Iterator[None]:
+    """What engines raise becomes a `BackendError`."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        names = ", ".join(sorted({engine.name for engine, _ in engines.values()}))
+        raise failure("run what is measured", f"backend {names}", error) from error
 
 
 @contextmanager

@@ -193,7 +193,8 @@ def _backend(place: str | Backend, device_type: str, options: Options) -> Backen
     if isinstance(place, str) and "@" in place:
         return elsewhere(place, options.cache)
     backend = get_backend(place, device_type)
-    backend.require(options.settings, (torch.empty(0, device=device_type),))
+    if not isinstance(backend, Elsewhere):
+        backend.require(options.settings, (torch.empty(0, device=device_type),))
     return backend
 
 

@@ -31,6 +31,8 @@ SCHEMA = "1"
 """Version of the layout; part of every checksum."""
 
 BUSY_SECONDS = 60.0
+LOCK_SECONDS = 1.0
+"""How long to wait for having a file alone, before looking again whether that is needed."""
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS measurements (
@@ -168,34 +170,48 @@ class Store:
 
     def _rebuild(self, cause: Exception) -> sqlite3.Connection:
         """Move the damaged file aside and start a new one with its intact rows."""
-        with self._alone(str(cause)):
-            try:
-                return self._connect()  # another process may have been faster
-            except _FAULTS:
+        stop = time.monotonic() + BUSY_SECONDS
+        while time.monotonic() < stop:
+            # A share in the file again and again: another process may mend it, and stay.
+            with self._alone() as alone:
+                if self._mended.exists():
+                    if not alone:
+                        continue
+                    self._put_in_place()
+                try:
+                    return self._connect()  # another process may have been faster
+                except _FAULTS:
+                    if not alone:
+                        continue
                 rows = self._salvage()
-            self._write_mended(rows)
-            aside = self._put_in_place()
-            logger.warning(
-                "%s was damaged (%s) and is now %s; %d intact rows were carried over to a new "
-                "file, what was in others will be measured again",
-                self.path,
-                cause,
-                aside.name,
-                len(rows),
-            )
-            return self._connect()
+                self._write_mended(rows)
+                aside = self._put_in_place()
+                logger.warning(
+                    "%s was damaged (%s) and is now %s; %d intact rows were carried over to a new "
+                    "file, what was in others will be measured again",
+                    self.path,
+                    cause,
+                    aside.name,
+                    len(rows),
+                )
+                return self._connect()
+        raise self._in_use(f"damaged ({cause})")
+
+    def _in_use(self, state: str) -> CacheError:
+        return CacheError(
+            f"the file is {state}, and another process is using it",
+            str(self.path),
+            "end the other process, or set FXPRUNE_CACHE to another folder",
+        )
 
     @contextmanager
-    def _alone(self, damage: str) -> Iterator[None]:
-        """Have the file alone for a while, which gets a share in it again afterwards."""
-        if not self._lock.exclude(BUSY_SECONDS):
-            raise CacheError(
-                f"the file is damaged ({damage}), and another process is using it",
-                str(self.path),
-                "end the other process, or set FXPRUNE_CACHE to another folder",
-            )
+    def _alone(self) -> Iterator[bool]:
+        """Whether the file could be had alone for a while; a share in it, if not and afterwards."""
+        alone = self._lock.exclude(LOCK_SECONDS)
+        if not alone:
+            self._lock.share()
         try:
-            yield
+            yield alone
         finally:
             self._lock.share()
 
@@ -215,15 +231,21 @@ class Store:
 
     def _finish_mending(self) -> None:
         """Put a mended file in place that another process did not come to, since it was killed."""
-        if not self._mended.exists():
-            return
-        with self._alone("and was about to be mended"):
-            if self._mended.exists():  # nobody was faster
-                aside = self._put_in_place()
-                logger.warning("%s was damaged and is now %s", self.path, aside.name)
+        stop = time.monotonic() + BUSY_SECONDS
+        while self._mended.exists():
+            if time.monotonic() > stop:
+                raise self._in_use("about to be replaced by a mended one")
+            with self._alone() as alone:
+                if alone and self._mended.exists():  # nobody was faster
+                    aside = self._put_in_place()
+                    logger.warning("%s was damaged and is now %s", self.path, aside.name)
 
     def _put_in_place(self) -> Path:
-        aside = self._move_aside()
+        try:
+            aside = self._move_aside()
+        except OSError:  # Windows moves no file that is open: what is written to it must count
+            self._mended.unlink()
+            raise
         os.replace(self._mended, self.path)
         return aside
 

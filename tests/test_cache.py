@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from fxprune import store
 from fxprune.backends.settings import Settings
 from fxprune.cache import Cache, Key, default_path
 from fxprune.errors import CacheError
+from fxprune.file_lock import FileLock
 from tests.durability import killed_writers
 
 KEY = Key(
@@ -255,6 +257,30 @@ def test_being_killed_while_a_damaged_file_is_mended_loses_no_more(
     assert not list(path.parent.glob("*.mended"))
     with Cache(path) as cache:
         assert cache.get(known[0]) == value(0)
+
+
+def test_a_repair_goes_on_where_another_one_was_killed(path: Path) -> None:
+    """Both found the damage; the other one had moved the file away, and not put its own there."""
+    known = filled(path, 10)
+    with Cache(path) as cache:
+        cache.close()
+        os.replace(path, path.with_name(f"{path.name}.mended"))
+        cache._store._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        cache._store._connection = cache._store._rebuild(ValueError("a flipped byte"))
+        assert cache.get_many(known) == [value(index) for index in range(10)]
+    with Cache(path) as cache:
+        assert cache.get_many(known) == [value(index) for index in range(10)]
+
+
+def test_who_waits_for_a_repair_uses_the_file_while_the_other_one_still_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = filled(path, 10)
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.05)
+    with Cache(path) as faster, Cache(path) as slower:
+        slower._store._connection.close()
+        slower._store._connection = slower._store._rebuild(ValueError("a flipped byte"))
+        assert slower.get_many(known) == faster.get_many(known)
 
 
 def test_what_several_change_at_once_has_all_changes(path: Path) -> None:

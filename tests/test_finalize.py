@@ -19,7 +19,6 @@ from fxprune.finalize import finalize
 from fxprune.passes.capture import Captured, capture
 from fxprune.passes.chains import Span, find_chains, spans_within
 from fxprune.passes.infer import infer
-from fxprune.passes.layers import activation_of
 from fxprune.passes.linear.observed import observe
 from fxprune.passes.lossless import cheapest_spans, saves_arithmetic
 from fxprune.passes.merge import MERGED, SPANS, drop_activations, spans_of
@@ -81,29 +80,6 @@ def test_a_network_with_dropped_activations_stays_what_it_is(network):
     merged = sum(len(span.convolutions) - 1 for span in chosen)
     assert count(final, *LAYERS) <= count(network.module, *LAYERS) - merged
     assert gap(final, dropped, *network.example_inputs) < 1e-10
-
-
-class Activated(nn.Module):
-    """ReLU after ReLU, once with something between that reads the first one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.relu, self.relu6 = conv(3, 4), nn.ReLU(), nn.ReLU6()
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.relu(self.conv(x))
-        again = nn.functional.relu_(self.relu(first))
-        clipped = self.relu(self.relu6(again))
-        return again + self.relu6(clipped.mean((2, 3), keepdim=True)) + first
-
-
-def test_activations_that_change_nothing_go():
-    module = fx.symbolic_trace(Activated().double().eval())
-    final = finalize(module)
-    names = [activation_of(node, dict(final.named_modules())) for node in final.graph.nodes]
-    assert [name for name in names if name] == ["relu", "relu6", "relu6"]
-    assert gap(final, module, 3 * noise(2, 3, 8, 8)) == 0
-    assert len(module.graph.nodes) > len(final.graph.nodes)
 
 
 def test_a_network_that_is_slimmed_after_dropping_is_verified_and_merged():

@@ -11,9 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -135,7 +134,8 @@ class Backend(ABC):
         Run it on `region.inputs(device)`.
         """
         module, inputs = region.as_module(device)
-        return self.compile(module, inputs, settings)
+        # Its first dimension may be another one than the network's batch.
+        return self.compile(module, inputs, replace(settings or Settings(), batch_range=None))
 
     def region_timer(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
@@ -190,31 +190,24 @@ class Backend(ABC):
 
     def attempt(self, action: str, call: Callable[[], Made]) -> Made:
         """Call; whatever a compiler raises becomes a `BackendError` that says what was tried."""
-        with failures_told(action, f"backend {self.name!r} {self.version()}"):
+        try:
             return call()
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise failure(action, f"backend {self.name!r} {self.version()}", error) from error
 
 
-@contextmanager
-def failures_told(action: str, where: str) -> Iterator[None]:
-    """Whatever a compiler or its engine raises becomes a `BackendError` that says what was tried.
-
-    Args:
-        where: the backend.
-    """
-    try:
-        yield
-    except FxpruneError:
-        raise
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        raise BackendError(
-            f"cannot {action}: {text[0] if text else type(error).__name__}",
-            where,
-            "free memory on the device, or take a smaller batch"
-            if no_memory
-            else "the compiler's full message is the cause of this error",
-        ) from error
+def failure(action: str, where: str, error: Exception) -> BackendError:
+    """The error for what a compiler or its engine raised: what was tried, and on which backend."""
+    text = str(error).strip().splitlines()
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("not enough memory", "allocate memory", "out of memory")
+    )
+    fix = "the compiler's full message is the cause of this error"
+    if no_memory:
+        fix = "free memory on the device, or take a smaller batch"
+    return BackendError(f"cannot {action}: {text[0] if text else type(error).__name__}", where, fix)
 
 
 def missing(package: str, install: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -98,7 +99,7 @@ class InductorBackend(Backend):
     def unavailable(self) -> str | None:
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         compiler = os.environ.get("CXX", usual)
-        if shutil.which(compiler):
+        if shutil.which(shlex.split(compiler)[0]):  # "ccache g++" will do
             return None
         return f"it needs a C++ compiler, and there is no {compiler!r}; install g++, or set CXX"
 

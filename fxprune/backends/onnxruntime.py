@@ -58,11 +58,7 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
 
     def unavailable(self) -> str | None:
-        return (
-            missing("onnxruntime", "pip install onnxruntime")
-            or missing("onnx", "pip install onnx")
-            or missing("onnxscript", "pip install onnxscript")
-        )
+        return missing("onnxruntime", "pip install onnxruntime")
 
     def version(self) -> str:
         import onnxruntime

@@ -69,11 +69,7 @@ class OpenVinoBackend(Backend):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
 
     def unavailable(self) -> str | None:
-        return (
-            missing("openvino", "pip install 'fxprune[openvino]'")
-            or missing("onnx", "pip install onnx")
-            or missing("onnxscript", "pip install onnxscript")
-        )
+        return missing("openvino", "pip install 'fxprune[openvino]'")
 
     def version(self) -> str:
         import openvino

@@ -103,7 +103,7 @@ class TensorRtBackend(Backend):
     device_types = ("cuda",)
 
     def unavailable(self) -> str | None:
-        return cuda_package("tensorrt") or missing("onnxscript", "pip install onnxscript")
+        return cuda_package("tensorrt")
 
     def version(self) -> str:
         import tensorrt

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from fxprune.backends import exporting
-from fxprune.backends.base import Backend, Engine, failures_told
+from fxprune.backends.base import Backend, Engine, failure
 from fxprune.backends.modules import adapted
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
@@ -69,19 +69,19 @@ class TorchTensorRtEngine(Engine):
         import torch_tensorrt
 
         manifest = {"settings": self.settings.to_json(), "signature": self.signature.to_json()}
-        with (
-            failures_told(f"save to {str(path)!r}", f"backend {self.name!r}"),
-            atomic_path(path) as temporary,
-        ):
-            torch_tensorrt.save(
-                self.module,
-                str(temporary),
-                output_format="exported_program",
-                arg_inputs=list(self.examples),
-                # Told in one go, since the batch of all inputs is the same.
-                dynamic_shapes=exporting.free_batch(self.signature),
-                extra_files={_MANIFEST: json.dumps(manifest)},
-            )
+        with atomic_path(path) as temporary:
+            try:
+                torch_tensorrt.save(
+                    self.module,
+                    str(temporary),
+                    output_format="exported_program",
+                    arg_inputs=list(self.examples),
+                    # Told in one go, since the batch of all inputs is the same.
+                    dynamic_shapes=exporting.free_batch(self.signature),
+                    extra_files={_MANIFEST: json.dumps(manifest)},
+                )
+            except Exception as error:
+                raise failure("save the engine", f"backend {self.name!r}", error) from error
 
 
 class TorchTensorRtBackend(Backend):

@@ -227,7 +227,7 @@ def epilogue(
             residual = True
             fused.append(node.name)
         else:
-            activation = activation_of(node, modules)
+            activation = _activation(node, modules)
             if activation is not None:
                 fused.append(node.name)
             return activation, residual, tuple(fused)
@@ -250,8 +250,7 @@ def _adds(node: fx.Node, analysis: Analysis) -> bool:
     return len(shapes) == 2 and shapes[0] == shapes[1]
 
 
-def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """The activation that a node is, as `Region` names it; None for other nodes."""
+def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     approximate = argument(node, 1, "approximate", "none")
     if node.op == "call_module":
         module = modules[str(node.target)]
