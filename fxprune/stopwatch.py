@@ -24,8 +24,9 @@ from fxprune.sizes import weight_bytes
 NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
 ENGINES = 3
 """How often a network is set up to be measured, since engines of it may differ a little."""
-MOST_TIMES = 3
-"""How often two networks are measured in turn at most, to know their ratio."""
+MOST_TIMES = 9
+"""How often an engine of each of two networks is measured in turn at most, to know their ratio;
+several engines share these."""
 SETTING_UP = 5.0
 """Seconds after which no further engine is made."""
 WEIGHTS = 2**29
@@ -104,7 +105,7 @@ class Stopwatch:
         if self.latest is None or self.latest.slim is not slim:
             self.latest = self._set_up(slim)
         before = self.times.get(slim)
-        found = race(self.engines, self.latest.engines, self.inputs, enough, MOST_TIMES, before)
+        found = self._race(enough, before)
         self.times[slim] = found
         return found
 
@@ -115,9 +116,16 @@ class Stopwatch:
             enough: as for `time`, of what is measured now.
         """
         self.latest = self._set_up(slim)
-        more = race(self.engines, self.latest.engines, self.inputs, enough, MOST_TIMES)
+        more = self._race(enough)
         self.times[slim] = found = self.times[slim].pooled_with(more)
         return found
+
+    def _race(self, enough: Callable[[Times], bool], before: Times | None = None) -> Times:
+        """The dense network and the latest candidate, measured in turn."""
+        assert self.latest is not None, "a candidate is set up first"
+        slim = self.latest.engines
+        most = MOST_TIMES // min(len(self.engines), len(slim))
+        return race(self.engines, slim, self.inputs, enough, most, before)
 
     def _set_up(self, slim: fx.GraphModule) -> Deployed:
         self.latest = None  # room for the next one
