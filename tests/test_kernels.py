@@ -195,18 +195,3 @@ def test_maps_that_cannot_be_added_are_told_apart(change, why):
     refusal = Geometry(**base, **rest).why_not_plus(Geometry(**{**base, **change}, **rest))
     assert refusal is not None
     assert why in refusal
-
-
-def test_the_region_of_a_geometry_is_what_a_backend_would_run():
-    shape = Geometry(4, 6, (5, 3), (2, 1), (2, 1), (1, 1), 2, bias=True)
-    region = shape.region((8, 4, 9, 7), activation="relu")
-    assert region.out_shape == (8, 6, *shape.out_spatial((9, 7)))
-    assert region.macs() == 8 * 5 * 7 * shape.weights
-    linear = Geometry(4, 6, (), (), (), (), 1, bias=True)
-    assert linear.region((8, 5, 3, 4)).out_shape == (8, 15, 6)
-    assert linear.region((8, 4)).out_shape == (8, 6)
-
-
-def test_an_unbatched_input_is_a_batch_of_one():
-    shape = geometry.identity(4, 2)
-    assert shape.region((4, 9, 7)).in_shape == (1, 4, 9, 7)

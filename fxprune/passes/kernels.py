@@ -100,7 +100,8 @@ class _Clock:
         needed = {region.signature(): (region, layer) for region, layer in regions}
         total = len(self.known.keys() | needed.keys())
         unknown = [name for name in needed if name not in self.known]
-        kept = {name: self.cache.get(self._key(name)) for name in unknown}
+        found = self.cache.get_many([self._key(name) for name in unknown])
+        kept = dict(zip(unknown, found, strict=True))
         for name, entry in kept.items():
             if entry is not None:
                 self._know(name, float(entry["seconds"]), total)

@@ -25,8 +25,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fxprune.backends.region import Region
-
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -129,36 +127,6 @@ class Geometry:
         """Output sizes for the given input sizes."""
         places = zip(spatial, self.padding, self.reach, self.stride, strict=True)
         return tuple((n + 2 * p - r - 1) // s + 1 for n, p, r, s in places)
-
-    def region(self, shape: tuple[int, ...], activation: str | None = None) -> Region:
-        """The kernel that a backend would run for inputs of `shape`, to look up its latency.
-
-        Args:
-            shape: of the input, [batch, channels, *spatial], or [batch, ..., features] if linear.
-            activation: what follows, by its name in `fxprune.backends.region.ACTIVATIONS`.
-
-        Raises:
-            InputError: the shape does not fit, or the padding is negative.
-        """
-        batch = shape[0] if len(shape) > (self.dims + 1 if self.dims else 1) else 1
-        if self.dims:
-            spatial = shape[-self.dims :]
-        else:
-            spatial = (math.prod(shape[1:-1]),) if len(shape) > 2 else ()
-        return Region(
-            operator="conv" if self.dims else "linear",
-            batch=batch,
-            in_width=self.in_width,
-            out_width=self.out_width,
-            groups=self.groups if self.dims else 1,
-            spatial=spatial,
-            kernel=self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            bias=self.bias,
-            activation=activation,
-        )
 
 
 def identity(width: int, dims: int, padding: tuple[int, ...] | None = None) -> Geometry:
