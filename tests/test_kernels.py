@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxprune.passes.linear import geometry, kernels
+from fxprune.passes.linear import kernels
 from fxprune.passes.linear.geometry import Geometry
 from fxprune.passes.linear.kernels import Kernel
 from tests.linear_networks import noise
