@@ -27,6 +27,9 @@ ENGINES = 3
 MOST_TIMES = 9
 """How often an engine of each of two networks is measured in turn at most, to know their ratio;
 several engines share these."""
+LEAST_TURNS = ENGINES * NETWORK_TIMING.turns
+"""Turns without which nothing is known for certain: of five, all of one network may be slow, and no
+interval tells."""
 SETTING_UP = 5.0
 """Seconds after which no further engine is made."""
 WEIGHTS = 2**29
@@ -125,7 +128,11 @@ class Stopwatch:
         assert self.latest is not None, "a candidate is set up first"
         slim = self.latest.engines
         most = MOST_TIMES // min(len(self.engines), len(slim))
-        return race(self.engines, slim, self.inputs, enough, most, before)
+
+        def surely(times: Times) -> bool:
+            return times.slim.turns >= LEAST_TURNS and enough(times)
+
+        return race(self.engines, slim, self.inputs, surely, most, before)
 
     def _set_up(self, slim: fx.GraphModule) -> Deployed:
         self.latest = None  # room for the next one

@@ -15,5 +15,6 @@ def little_measuring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopwatch, "NETWORK_TIMING", quick)
         patch.setattr(stopwatch, "MOST_TIMES", 6)
+        patch.setattr(stopwatch, "LEAST_TURNS", 2)
         patch.setattr(quiet, "RATION", 0.05)
         yield

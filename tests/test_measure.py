@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fxprune import measure as measure_module
 from fxprune import stopwatch
 from fxprune.backends import Engine, Region, Settings, get_backend
 from fxprune.backends.signature import Signature
-from fxprune.errors import InputError, MeasurementError
+from fxprune.errors import BackendError, InputError, MeasurementError
 from fxprune.measure import Timing, measure, measure_interleaved
 from fxprune.measurement import (
     Interval,
@@ -319,7 +319,7 @@ def test_threads_and_garbage_collection_are_put_back_even_after_an_error() -> No
         assert not gc.isenabled()
         raise RuntimeError("as told")
 
-    with pytest.raises(RuntimeError, match="as told"):
+    with pytest.raises(BackendError, match="as told. backend scripted"):
         measure(scripted(fail, threads=before + 1), INPUTS)
     assert torch.get_num_threads() == before
     assert gc.isenabled()
@@ -366,6 +366,18 @@ def test_a_network_that_two_budgets_ask_for_is_set_up_once(set_ups: _SetUps) -> 
     assert set_ups.made == 2
     watch.time(another, lambda times: True)
     assert set_ups.made == 3
+
+
+def test_a_few_turns_are_not_enough_whatever_they_seem_to_tell(
+    set_ups: _SetUps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopwatch, "NETWORK_TIMING", replace(QUICK, turns=2, min_samples=2))
+    monkeypatch.setattr(stopwatch, "LEAST_TURNS", 9)
+    monkeypatch.setattr(stopwatch, "MOST_TIMES", 9)
+    dense, slim = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(2))
+    watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
+    told = watch.time(slim, lambda times: True)
+    assert told.slim.turns == told.dense.turns >= 9
 
 
 def test_a_network_that_is_looked_at_again_is_set_up_afresh_and_measured_further(
