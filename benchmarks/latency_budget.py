@@ -36,7 +36,7 @@ from fxprune.backends import Backend, Engine, Settings, get_backend
 from fxprune.backends.settings import Precision
 from fxprune.gauges import CLEAR
 from fxprune.rounds import Round
-from fxprune.stopwatch import Times, compiled, race
+from fxprune.stopwatch import LEAST_TURNS, Times, compiled, race
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
@@ -183,7 +183,7 @@ def row(
 
 def clear(times: Times) -> bool:
     """Whether the share of the dense latency is known well enough."""
-    return times.share.is_known_to(CLEAR)
+    return times.slim.turns >= LEAST_TURNS and times.share.is_known_to(CLEAR)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:
