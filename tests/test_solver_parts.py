@@ -16,6 +16,7 @@ from fxprune.solver.elimination import plan_of
 from fxprune.solver.join import Leaf, tree_of
 from fxprune.solver.labels import Labels, undominated
 from fxprune.solver.model import Model
+from fxprune.solver.nearby import look_nearby
 from fxprune.solver.within import best_within
 from tests.solver_cases import chain, grid, random_problem
 
@@ -249,3 +250,50 @@ def test_knowing_more_points_never_raises_the_bound() -> None:
     for share in (0.3, 0.7, 1.3):
         bundle.minimise(np.array([int(share * problem.budgets[0])]))
     assert bundle.minimise(np.array(problem.budgets)).bound == pytest.approx(alone, rel=1e-9)
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_nothing_better_is_one_change_away_from_what_is_found_nearby(budgets: int) -> None:
+    checked = 0
+    for problem, model in random_models(150, budgets):
+        bundle, limits = Bundle(model), np.array(problem.budgets)
+        if (bundle.floor > limits).any():
+            continue
+        bundle.minimise(limits)
+        look_nearby(bundle, limits)
+        everything = grid(problem)
+        for point in bundle.points:
+            assert everything.value[tuple(point.option)] == pytest.approx(point.value, abs=1e-9)
+            assert (everything.use[(slice(None), *point.option)] == point.use).all()
+        found = bundle.incumbent(limits)
+        if found is None:
+            continue
+        for choice, options in enumerate(everything.value.shape):
+            for option in range(options):
+                other = (*found.option[:choice], option, *found.option[choice + 1 :])
+                if (everything.use[(slice(None), *other)] <= limits).all():
+                    assert everything.value[other] <= found.value + 1e-9
+                    checked += 1
+    assert checked > 100
+
+
+def test_a_budget_between_corners_is_filled() -> None:
+    """Ten blocks that cost something as soon as they are there: no price leads to some width."""
+    width = np.arange(33)
+    cost = np.where(width, 8 + width, 0)
+    blocks = [Choice(f"block {i}", len(width)) for i in range(10)]
+    factors = tuple(
+        Factor(block.name, (block.name,), cost=cost[None], value=(1.2 + 0.001 * i) * width)
+        for i, block in enumerate(blocks)
+    )
+    problem = Problem(tuple(blocks), factors, (260,), (0,))
+    bundle, limits = Bundle(model_of(problem)), np.array(problem.budgets)
+    bundle.minimise(limits)
+    corner = bundle.worth(limits)
+    look_nearby(bundle, limits)
+    found = bundle.incumbent(limits)
+    assert found is not None
+    six = sum((1.2 + 0.001 * i) * 32 for i in range(4, 10))  # 240 of the budget
+    assert corner == pytest.approx(six)
+    assert found.value == pytest.approx(six + 12 * 1.203)  # 8 + 12 for the next one
+    assert found.use[0] == 260

@@ -4,7 +4,8 @@
     `listed`) and cutting planes in the prices of the budgets.
  2. `close`: the assignments that the prices favour are tried; then every option and combination
     that cannot belong to a better answer is dropped, and
- 3. `branch`: what remains is solved in parts, by dominance among partial assignments (`within`).
+ 3. `branch`: what remains is solved in parts, by dominance among partial assignments (`within`),
+    after a look at what is one or two changes away from known answers (`nearby`).
 
 The answer comes with a bound on what any other could be worth.  The bound rests on float64 sums
 (relative rounding errors far below 1e-11) and on nothing else; HiGHS only suggests prices and where

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from fxprune.solver.build import restrict
 from fxprune.solver.dual import Bundle, Dual
 from fxprune.solver.model import Model
+from fxprune.solver.nearby import look_nearby
 from fxprune.solver.problem import FloatArray, IntArray
 from fxprune.solver.reduction import ceilings, goal_of, highest, keep
 from fxprune.solver.within import best_within
@@ -82,6 +83,7 @@ def by_branching(
         bound: of the whole problem, as known before.
         most: parts that are looked at, at most.
     """
+    look_nearby(bundle, budgets)
     number = count()
     parts: list[tuple[float, int, Part, Dual]] = [(-bound, next(number), bundle, dual)]
     closed = -np.inf
