@@ -174,28 +174,34 @@ class Store:
         while time.monotonic() < stop:
             # A share in the file again and again: another process may mend it, and stay.
             with self._alone() as alone:
-                if self._mended.exists():
-                    if not alone:
-                        continue
-                    self._put_in_place()
-                try:
-                    return self._connect()  # another process may have been faster
-                except _FAULTS:
-                    if not alone:
-                        continue
-                rows = self._salvage()
-                self._write_mended(rows)
-                aside = self._put_in_place()
-                logger.warning(
-                    "%s was damaged (%s) and is now %s; %d intact rows were carried over to a new "
-                    "file, what was in others will be measured again",
-                    self.path,
-                    cause,
-                    aside.name,
-                    len(rows),
-                )
-                return self._connect()
+                connection = self._mend(cause, alone)
+            if connection is not None:
+                return connection
         raise self._in_use(f"damaged ({cause})")
+
+    def _mend(self, cause: Exception, alone: bool) -> sqlite3.Connection | None:
+        """The file mended, by another process or now; None if that is only for who has it alone."""
+        if self._mended.exists():
+            if not alone:
+                return None
+            self._put_in_place()
+        try:
+            return self._connect()  # another process may have been faster
+        except _FAULTS:
+            if not alone:
+                return None
+        rows = self._salvage()
+        self._write_mended(rows)
+        aside = self._put_in_place()
+        logger.warning(
+            "%s was damaged (%s) and is now %s; %d intact rows were carried over to a new file, "
+            "what was in others will be measured again",
+            self.path,
+            cause,
+            aside.name,
+            len(rows),
+        )
+        return self._connect()
 
     def _in_use(self, state: str) -> CacheError:
         return CacheError(

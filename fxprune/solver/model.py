@@ -32,12 +32,16 @@ class Table:
     cost: IntArray
 
     def place(self, option: IntArray) -> tuple[IntArray, ...]:
-        """Index into `value` for allowed assignments [r, choices]; rows are in ascending order."""
+        """Index into `value` for assignments [r, choices]; of what is not allowed, some index.
+
+        Rows are in ascending order.
+        """
         here = tuple(option[:, v] for v in self.scope)
         if self.rows is None:
             return here
         listed = np.ravel_multi_index(tuple(self.rows.T), self.shape)
-        return (np.searchsorted(listed, np.ravel_multi_index(here, self.shape)),)
+        found = np.searchsorted(listed, np.ravel_multi_index(here, self.shape))
+        return (np.minimum(found, len(listed) - 1),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,12 +87,17 @@ class Model:
         return pieces
 
     def measure(self, option: IntArray) -> tuple[FloatArray, IntArray]:
-        """Values [r] and exact uses [r, K] of assignments [r, choices] in this model's numbers."""
+        """Values [r] and exact uses [r, K] of assignments [r, choices] in this model's numbers.
+
+        The value of one that is not allowed is -inf.
+        """
         value = np.full(len(option), self.base_value)
         use = np.tile(self.base_cost[:, None], len(option))
         for table in self.tables:
             place = table.place(option)
             value += table.value[place]
+            if table.rows is not None:
+                value[(table.rows[place] != option[:, list(table.scope)]).any(axis=1)] = -np.inf
             use += table.cost[every(place)]
         return value, use.T
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fxprune.solver.dual import Bundle
 from fxprune.solver.model import Model, Point
-from fxprune.solver.problem import FloatArray, IntArray, every
+from fxprune.solver.problem import FloatArray, IntArray
 
 # Points whose share in the mixture of the dual is no less are corners next to the budgets.
 _SHARE = 1e-7
@@ -34,9 +34,8 @@ def look_nearby(bundle: Bundle, budgets: IntArray) -> None:
     corners = [p for p, weight in zip(bundle.points, weights, strict=True) if weight > _SHARE]
     incumbent = bundle.incumbent(budgets)
     for start in corners if incumbent is None else [*corners, incumbent]:
-        point: Point | None = start
+        point = start
         for _ in range(_ROUNDS):
-            assert point is not None
             better = _better(bundle.model, point, budgets)
             if better is None or better.value <= bundle.worth(budgets):
                 break
@@ -51,7 +50,7 @@ def _better(model: Model, point: Point, budgets: IntArray) -> Point | None:
     options = np.concatenate([np.arange(size) for size in model.sizes])
     stays = options == here[choices]
     choices, options = choices[~stays], options[~stays]
-    value, use = _measure(model, _changed(here, choices, options))
+    value, use = model.measure(_changed(here, choices, options))
     gain, more = value - point.value, use - point.use
     room = budgets - point.use
     # At a price, since what saves a budget is needed as much as what uses it.
@@ -70,7 +69,7 @@ def _better(model: Model, point: Point, budgets: IntArray) -> Point | None:
     pairs = _changed(here, choices[first], options[first])
     pairs[np.arange(len(pairs)), choices[second]] = options[second]
     candidates = np.concatenate([found, pairs])
-    value, use = _measure(model, candidates)
+    value, use = model.measure(candidates)
     value[(use > budgets).any(axis=1)] = -math.inf
     if not len(value) or value.max() == -math.inf:
         return None
@@ -93,20 +92,3 @@ def _price(gain: FloatArray, more: IntArray) -> FloatArray:
             for used in [column != 0]
         ]
     )
-
-
-def _measure(model: Model, option: IntArray) -> tuple[FloatArray, IntArray]:
-    """Values [n] and uses [n, K] of assignments [n, choices]; -inf where one is not allowed."""
-    value = np.full(len(option), model.base_value)
-    use = np.tile(model.base_cost[:, None], len(option))
-    for table in model.tables:
-        place = table.place(option)
-        if table.rows is not None:
-            (row,) = place
-            row = np.minimum(row, len(table.rows) - 1)
-            listed = (table.rows[row] == option[:, list(table.scope)]).all(axis=1)
-            value[~listed] = -math.inf
-            place = (row,)
-        value += table.value[place]
-        use += table.cost[every(place)]
-    return value, use.T
