@@ -1,15 +1,16 @@
-"""Which statistic of noisy turns repeats best? Why the fastest call of a turn counts, and so on.
+"""Which turns, and which statistic of them, repeat best? Why turns are short, and so on.
 
     python -m benchmarks.noise --out docs/noise.md
     python -m benchmarks.noise --seconds 600 --backends openvino
 
 MobileNetV2 and a version of it with three quarters of the channels take turns, as two networks do
-whose ratio is measured. The turns are cut into groups of as many as one measurement has. Each
-statistic makes one ratio of each group; the figures are those ratios' mean, and in per cent of it
-their standard deviation: how far one measurement may be from the next. *Turn* is the quantile of
-the calls that counts as the latency of a turn, *of turns* the quantile of those that counts as the
-network's; *pairs* is the median of the ratios of turns that follow one another. Backends that the
-file has already are not run again.
+whose ratio is measured: short and long ones, half a minute each. They are cut into groups of as
+many seconds as one measurement takes. Each statistic makes one ratio of each group; the figures are
+those ratios' mean, and in per cent of it their standard deviation: how far one measurement may be
+from the next. *Turns* is for how long the calls of one are timed, after as long a warm-up, *calls*
+the quantile of these that counts as the latency of a turn, *of turns* the quantile of those that
+counts as the network's; *pairs* is the median of the ratios of turns that follow one another.
+Backends that the file has already are not run again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,13 @@ from torchvision.models import mobilenet_v2
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Settings, get_backend
 
-TURNS = (15, 30, 60)
-WITHIN = (0.0, 0.1, 0.5)
+LENGTHS = (0.03, 0.2)
+GROUPS = (8.0, 16.0, 32.0)
+WITHIN = (0.0, 0.5)
 ACROSS = (0.0, 0.05, 0.1, 0.25, 0.5)
-CALLS = 20
-WARM_UP = 0.1
-COLUMNS = ("backend", "turn", "of turns", *(f"{count} turns" for count in TURNS))
+STRETCH = 32.0
+"""Seconds for which turns of one length are taken, before those of the other."""
+COLUMNS = ("backend", "turns", "calls", "of turns", *(f"{seconds:g} s" for seconds in GROUPS))
 
 Seconds = NDArray[np.float64]
 
@@ -43,38 +46,53 @@ def main() -> None:
     """Measure, and try every statistic on the same turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--seconds", type=float, default=240.0, help="for each backend")
+    parser.add_argument("--seconds", type=float, default=640.0, help="for each backend")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     intro = " ".join(__doc__.split("\n\n")[2].split("\n"))
     heading = f"# The statistics of noisy turns\n\n{intro}\n\n{machine()}; one thread, CPU time."
-    table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
+    table = WrittenTable(arguments.out, heading, COLUMNS, keys=4)
     asked = [name for name in arguments.backends if name not in table.column("backend")]
     for backend in asked:
-        dense, slim = turns(backend, arguments.seconds)
-        for turn in WITHIN:
-            a, b = (np.quantile(calls, turn, axis=1) for calls in (dense, slim))
-            for share in ACROSS:
-                figures = [figure(a, b, count, quantile_of(share)) for count in TURNS]
-                table.add(backend, f"{turn:g}", f"{share:g}", *figures)
-            figures = [figure(a, b, count, of_pairs) for count in TURNS]
-            table.add(backend, f"{turn:g}", "pairs", *figures)
+        for length, taken in turns(backend, arguments.seconds).items():
+            for within in WITHIN:
+                groups = {seconds: taken.groups(seconds, within) for seconds in GROUPS}
+                statistics = {f"{share:g}": quantile_of(share) for share in ACROSS}
+                for name, of in (statistics | {"pairs": of_pairs}).items():
+                    figures = [figure(group, of) for group in groups.values()]
+                    table.add(backend, f"{1e3 * length:g} ms", f"{within:g}", name, *figures)
 
 
-def turns(backend: str, seconds: float) -> tuple[Seconds, Seconds]:
-    """Seconds of every call [turns, calls] of the two networks, in turn and in random order."""
+@dataclass
+class Turns:
+    """Pairs of turns of two networks: when each pair began, and the seconds of every call."""
+
+    begun: list[float] = field(default_factory=list)
+    calls: list[tuple[list[float], list[float]]] = field(default_factory=list)
+
+    def groups(self, seconds: float, within: float) -> list[tuple[Seconds, Seconds]]:
+        """The latencies of turns, one quantile of their calls, in groups of so many seconds."""
+        latencies = np.array([[np.quantile(c, within) for c in pair] for pair in self.calls])
+        place = np.array(self.begun) // seconds
+        return [(*latencies[place == i].T,) for i in range(int(place[-1]))]
+
+
+def turns(backend: str, seconds: float) -> dict[float, Turns]:
+    """Turns of each length of the two networks, in random order."""
     torch.manual_seed(0)
     inputs = (torch.randn(1, 3, 224, 224),)
     runs = [runner(backend, width, inputs) for width in (1.0, 0.75)]
-    taken: tuple[list[list[float]], ...] = ([], [])
+    found = {length: Turns() for length in LENGTHS}
     shuffled = random.Random(0)
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop:
-        for which in shuffled.sample(range(2), 2):
-            taken[which].append(calls_of(runs[which]))
-    dense, slim = map(np.array, taken)
-    return dense, slim
+    for stretch in range(int(seconds / STRETCH / len(LENGTHS))):
+        for length, taken in found.items():
+            start = time.perf_counter()
+            while (at := time.perf_counter() - start) < STRETCH:
+                calls = {i: calls_of(runs[i], length) for i in shuffled.sample(range(2), 2)}
+                taken.begun.append(STRETCH * stretch + at)
+                taken.calls.append((calls[0], calls[1]))
+    return found
 
 
 def runner(backend: str, width: float, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
@@ -83,13 +101,14 @@ def runner(backend: str, width: float, inputs: tuple[Tensor, ...]) -> Callable[[
     return get_backend(backend).compile(model, inputs, Settings()).runner(*inputs)
 
 
-def calls_of(run: Callable[[], object]) -> list[float]:
-    """Seconds of the calls of one turn."""
-    warm = time.perf_counter() + WARM_UP
+def calls_of(run: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of the calls of one turn, after a warm-up."""
+    warm = time.perf_counter() + seconds
     while time.perf_counter() < warm:
         run()
-    taken = []
-    for _ in range(CALLS):
+    taken: list[float] = []
+    stop = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < stop:
         before = time.process_time()
         run()
         taken.append(time.process_time() - before)
@@ -107,11 +126,10 @@ def of_pairs(dense: Seconds, slim: Seconds) -> float:
 
 
 def figure(
-    dense: Seconds, slim: Seconds, count: int, of: Callable[[Seconds, Seconds], float]
+    groups: Sequence[tuple[Seconds, Seconds]], of: Callable[[Seconds, Seconds], float]
 ) -> str:
-    """Mean and deviation of the ratios that groups of `count` turns give."""
-    starts = range(0, len(dense) - count + 1, count)
-    ratios = [of(dense[i : i + count], slim[i : i + count]) for i in starts]
+    """Mean and deviation of the ratios of all groups."""
+    ratios = [of(dense, slim) for dense, slim in groups]
     if len(ratios) < 2:
         return "-"
     return f"{np.mean(ratios):.3f} ± {100 * np.std(ratios, ddof=1) / np.mean(ratios):.2f} %"

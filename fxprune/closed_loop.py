@@ -7,13 +7,17 @@ the dense network) is taken for the next one, and the solver is asked for that t
 should come out just under the limit; where that lies outside of what is known to be too much and
 too little, for the middle of the two. Where networks can be profiled, the tables are put right by
 them, layer by layer. Solving takes milliseconds; measuring is what costs.
+
+The best networks by tables that are a little off elsewhere differ in many layers, and each of these
+adds to what the prediction is off by. So from the second candidate on, a network is looked for that
+has all of the latest one, or nothing else: then only what is added or taken away is predicted.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -29,6 +33,8 @@ logger = logging.getLogger(__name__)
 Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
+LOSS = 0.02
+"""How much less than the best by tables a network may be worth that is near a known one."""
 MOST_ROUNDS = 6
 RETREATS = 4
 RETREAT = 0.9
@@ -71,22 +77,23 @@ class _Correction:
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
-        guess, (enough, too_much) = wanted / self._factor(), self._known()
+        guess, (enough, too_much) = wanted / self._factor(), self._known(wanted)
         if enough < guess < too_much or not enough < too_much < math.inf:
             return guess
-        return self.middle()
+        return self.middle(wanted)
 
-    def middle(self) -> float:
+    def middle(self, wanted: float) -> float:
         """Half way between the highest table cost that was low enough and the lowest too high."""
-        enough, too_much = self._known()
+        enough, too_much = self._known(wanted)
         return (enough + too_much) / 2 if too_much < math.inf else enough
 
     def expected(self, table_cost: float) -> float:
         """The actual cost to be expected of a table cost."""
         return table_cost * self._factor()
 
-    def _known(self) -> tuple[float, float]:
-        enough = max((t for t, actual in self.points if actual <= self.limit), default=0.0)
+    def _known(self, wanted: float) -> tuple[float, float]:
+        # What lies between what is wanted and the limit is neither.
+        enough = max((t for t, actual in self.points if actual <= wanted), default=0.0)
         too_much = min((t for t, actual in self.points if actual > self.limit), default=math.inf)
         return enough, too_much
 
@@ -115,11 +122,11 @@ def close_the_loop(
     if not all(gauge.familiar for gauge in gauges):
         tell(0, MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, ())
-        allocation = _next(allocator, corrections, aims)
-        if allocation.sizes:
+        first = next(_guesses(allocator, corrections, aims))
+        if first.sizes:
             known = tuple(gauge.known for gauge in gauges)
-            used = rehearsed(allocation, gauges, slim)
-            rounds.append(Round(_predicted(allocation, corrections), used, known, rehearsal=True))
+            used = rehearsed(first, gauges, slim)
+            rounds.append(Round(_predicted(first, corrections), used, known, rehearsal=True))
             logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
     for round_number in range(MOST_ROUNDS + RETREATS):
@@ -127,10 +134,10 @@ def close_the_loop(
             break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
-        allocation = _next(allocator, corrections, aims)
-        if _key(allocation) in tried:
-            allocation = allocator.solve([c.middle() for c in corrections])
-        if not allocation.sizes or _key(allocation) in tried:
+        guesses = _guesses(allocator, corrections, aims, *_around(gauges, tuple(tried.values())))
+        new = (guess for guess in guesses if guess.sizes and _key(guess) not in tried)
+        allocation = next(new, None)
+        if allocation is None:
             break
         candidate = measured(allocation, gauges, slim)
         tried[_key(allocation)] = _Tried(allocation, candidate.used)
@@ -164,11 +171,46 @@ def rehearsed(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> tu
     return tuple(gauge.rehearse(module, allocation) for gauge in gauges)
 
 
-def _next(
-    allocator: Allocator, corrections: Sequence[_Correction], aims: Sequence[float]
-) -> Allocation:
-    """The network that should come out as aimed at."""
-    return allocator.solve([c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)])
+def _guesses(
+    allocator: Allocator,
+    corrections: Sequence[_Correction],
+    aims: Sequence[float],
+    least: Allocation | None = None,
+    most: Allocation | None = None,
+) -> Iterator[Allocation]:
+    """Networks that should come out as aimed at, the most promising first.
+
+    Args:
+        least, most: networks that it should lie between, None for any.
+    """
+    limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
+    if least is not None or most is not None:
+        ways: list[Sequence[float]] = [limits]
+        if least is not None and most is not None:
+            ways.append(allocator.midway(least, most))
+        for way in ways:
+            found = allocator.between(way, least, most)
+            if found.solution.gap <= LOSS:
+                yield found
+    yield allocator.solve(limits)
+    yield allocator.solve([c.middle(aim) for c, aim in zip(corrections, aims, strict=True)])
+
+
+def _around(
+    gauges: Sequence[Gauge], tried: Sequence[_Tried]
+) -> tuple[Allocation | None, Allocation | None]:
+    """The latest candidate, and the last one on the other side of the limits that goes with it.
+
+    Returns:
+        Which of them should have no more than the next one, and which no less.
+    """
+    if not tried:
+        return None, None
+    *earlier, (latest, too_much) = [(c.allocation, not _surely_keeps(c, gauges)) for c in tried]
+    others = [allocation for allocation, over in reversed(earlier) if over is not too_much]
+    if too_much:
+        return next((a for a in others if a.lies_within(latest)), None), latest
+    return latest, next((a for a in others if latest.lies_within(a)), None)
 
 
 def _predicted(allocation: Allocation, corrections: Sequence[_Correction]) -> tuple[float, ...]:
@@ -244,7 +286,7 @@ def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
     return all(u <= g.limit for u, g in zip(candidate.used, gauges, strict=True))
 
 
-def _surely_keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
+def _surely_keeps(candidate: Candidate | _Tried, gauges: Sequence[Gauge]) -> bool:
     """Whether it would do so if it were measured once more."""
     return all(u <= g.limit * (1 - g.margin) for u, g in zip(candidate.used, gauges, strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 
 import numpy as np
 from torch import fx
@@ -24,6 +25,9 @@ from fxprune.timed import Timed
 CLEAR = 0.01
 """How well the latency of a candidate is to be known, as a share of it: two thirds of how far the
 aim is from a limit."""
+CONFIRMED = 0.005
+"""How well that of a candidate in the window is to be known when it is compiled once more, if this
+can be had in the time."""
 FAMILIAR = 0.1
 """How far from its limit, as a share of it, the latency of a slim network may be whose profile
 tells enough of candidates."""
@@ -225,14 +229,16 @@ class LatencyGauge(TimedGauge):
         found = self._seconds(self._watch.time(slim, self._known))
         if self.lowest * self.limit <= found.value <= self.limit:
             # Of several candidates some lie inside by chance: what two looks come to counts.
-            found = self._seconds(self._watch.again(slim, self._known))
+            found = self._seconds(
+                self._watch.again(slim, partial(self._known, tolerance=CONFIRMED))
+            )
         return found.value
 
-    def _known(self, times: Times) -> bool:
+    def _known(self, times: Times, tolerance: float = CLEAR) -> bool:
         """Whether its latency is known, or known to be outside of the window."""
         found, least = self._seconds(times), self.lowest * self.limit
         # Not until it lies inside, which it will by chance.
-        return found.is_known_to(CLEAR) or found.high < least or found.low > self.limit
+        return found.is_known_to(tolerance) or found.high < least or found.low > self.limit
 
     def _seconds(self, found: Times) -> Interval:
         """Seconds with their confidence interval."""

@@ -7,11 +7,12 @@ Which clock is read matters more than any statistics.  With one thread the CPU t
 is not charged for what neighbours take from a shared machine; wall-clock time is, and is used only
 where work is spread over threads.  On CUDA, events on the current stream are read.
 
-What is to be compared is measured together, turn by turn and in random order, so that slow drifts
-of the machine hit all alike (`measure_interleaved`).  A turn is many calls, and begins with some
-that are not counted: a network that is called right after another one finds the caches full of the
-other's weights, and takes up to a third longer than it does in service.  Where one thread works,
-its samples wait for moments in which no neighbour slows the core down (`fxprune.quiet`).
+What is to be compared is measured together, turn by turn and in random order, so that drifts of the
+machine hit all alike (`measure_interleaved`).  It changes its pace within a second, so turns are
+short and many (`python -m benchmarks.noise`).  A turn begins with calls that are not counted: a
+network that is called right after another one finds the caches full of the other's weights, and
+takes up to a third longer than it does in service.  Where one thread works, its samples wait for
+moments in which no neighbour slows the core down (`fxprune.quiet`).
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ CPU_CLOCKS = MappingProxyType({"cpu": time.process_time_ns, "wall": time.perf_co
 
 PROTOCOL = "p10/5"
 """Version of the way of measuring; figures of different versions must not be mixed."""
-IN_TURN = "turns/3"
+IN_TURN = "turns/4"
 """The same for networks that are measured in turn."""
 
 WARM_UP_CALLS = 3
-TURN_SECONDS = 0.2
+"""Before the first turn, at least."""
+TURN_SECONDS = 0.05
 """How long one turn of the slowest engine is to be; the others take as many samples."""
 SHORTEST_SAMPLE = 200e-6
 """Seconds: shorter calls are timed several at once, since reading a clock takes about 1 us."""
@@ -58,8 +60,8 @@ class Timing:
     min_samples: samples of each engine to take at least.
     max_seconds: time after which to stop in any case, for each engine; what goes by with waiting
         for quiet moments counts.
-    warm_up: seconds to run an engine before each of its turns, and three calls at least. The
-        caches of a CPU need about a tenth of a second.
+    warm_up: seconds to run an engine before each of its turns, and one call at least. Where a
+        network and a slim version take turns, later calls are faster by less than 1 %.
     turns: turns of each engine to take at least, where several are compared.
     clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
     """
@@ -67,8 +69,8 @@ class Timing:
     tolerance: float = 0.01
     min_samples: int = 30
     max_seconds: float = 10.0
-    warm_up: float = 0.1
-    turns: int = 5
+    warm_up: float = 0.05
+    turns: int = 15
     clock: Clock | Literal["auto"] = "auto"
 
 
@@ -135,13 +137,13 @@ class _Sampler:
         """Warm up, and see how many calls a sample needs."""
         on_cpu = partial(_on_cpu, CPU_CLOCKS[clock], run) if clock != "cuda" else None
         once = _Sampler(on_cpu or partial(_on_cuda, run), 1, clock == "cpu")
-        return replace(once, calls=ceil(SHORTEST_SAMPLE / once.warm_up(warm_up)))
+        return replace(once, calls=ceil(SHORTEST_SAMPLE / once.warm_up(warm_up, WARM_UP_CALLS)))
 
-    def warm_up(self, seconds: float) -> float:
-        """Call it for so long, and three times at least; the shortest call."""
+    def warm_up(self, seconds: float, least: int = 1) -> float:
+        """Call it for so long, and so many times at least; the shortest call."""
         stop = time.perf_counter() + seconds
         fastest, calls = self.sample(), 1
-        while calls < WARM_UP_CALLS or time.perf_counter() < stop:
+        while calls < least or time.perf_counter() < stop:
             fastest, calls = min(fastest, self.sample()), calls + 1
         return fastest
 
@@ -164,7 +166,7 @@ def _samples_of_a_turn(samplers: Iterable[_Sampler], timing: Timing) -> int:
     several = tuple(samplers)
     if len(several) == 1:
         return 1
-    slowest = max(sampler.warm_up(0.0) * sampler.calls for sampler in several)
+    slowest = max(sampler.warm_up(0.0, WARM_UP_CALLS) * sampler.calls for sampler in several)
     return max(ceil(TURN_SECONDS / slowest), ceil(timing.min_samples / timing.turns))
 
 

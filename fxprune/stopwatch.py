@@ -21,13 +21,13 @@ from fxprune.measure import Timing, measure_interleaved
 from fxprune.measurement import Interval, Measurement, pooled, ratio
 from fxprune.sizes import weight_bytes
 
-NETWORK_TIMING = Timing(tolerance=0.03, min_samples=12, max_seconds=2.0, turns=5)
+NETWORK_TIMING = Timing(tolerance=0.03, min_samples=15, max_seconds=2.0, turns=15)
 ENGINES = 3
 """How often a network is set up to be measured, since engines of it may differ a little."""
 MOST_TIMES = 9
 """How often an engine of each of two networks is measured in turn at most, to know their ratio;
 several engines share these."""
-LEAST_TURNS = ENGINES * NETWORK_TIMING.turns
+LEAST_TURNS = 15
 """Turns without which nothing is known for certain: of five, all of one network may be slow, and no
 interval tells."""
 SETTING_UP = 5.0

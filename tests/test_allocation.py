@@ -172,6 +172,31 @@ def test_the_answer_is_the_best_of_all_choices(share):
     assert answer.solution.bound >= best * (1 - 1e-9)
 
 
+def test_the_answer_between_two_networks_is_the_best_of_those_that_lie_there():
+    captured, analysis, ladders, importance = prepared(small_resnet(8), images(1))
+    forms = all_forms(captured, analysis)
+    costs = [lambda choices: macs_tables(analysis, choices)]
+    allocator = Allocator.build(analysis, ladders, importance, costs, [1.0], forms)
+    least = allocator.solve([0.2 * macs(analysis)])
+    limit = 0.4 * macs(analysis)
+    answer = allocator.between([limit], least, None)
+    assert least.lies_within(answer)
+    assert answer.costs[0] <= limit
+    value = value_tables(analysis, importance, allocator.choices)
+    best = -inf
+    for sizes, parts, options in every_choice(ladders, forms):
+        within = allocator.read(
+            replace(answer.solution, assignment=with_sums(allocator.choices, options))
+        )
+        assert (within.sizes, within.parts) == (sizes, tuple(part.name for part in parts))
+        if least.lies_within(within) and within.costs[0] <= limit:
+            best = max(best, value.at(options))
+    assert answer.solution.value == pytest.approx(best, rel=2e-4)
+    free = allocator.solve([limit]).solution
+    assert answer.solution.bound == free.bound > answer.solution.value
+    assert answer.solution.gap == pytest.approx(1 - answer.solution.value / free.bound)
+
+
 def test_first_order_tables_are_exact_where_one_group_changes():
     _, analysis, ladders, _ = prepared(Forked(), images(1))
     choices = SeparateChoices(ladders)

@@ -392,6 +392,27 @@ def test_the_default_on_a_cpu_is_onnxruntime() -> None:
     assert get_backend().name == "onnxruntime"
 
 
+@pytest.mark.parametrize(
+    ("device_type", "order"),
+    [
+        ("cpu", ["onnxruntime", "openvino", "inductor", "eager"]),
+        ("cuda", ["torch_tensorrt", "tensorrt", "inductor", "eager"]),
+        ("mps", ["eager"]),
+    ],
+)
+def test_the_default_is_the_best_that_can_run(
+    device_type: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = backends()
+    for backend in known.values():
+        monkeypatch.setattr(type(backend), "unavailable", lambda self: None)
+    found = []
+    for _ in order:
+        found.append(get_backend("auto", device_type).name)
+        monkeypatch.setattr(type(known[found[-1]]), "unavailable", lambda self: "not here")
+    assert found == order
+
+
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'xnnpack'.*eager, inductor, onnxruntime, openvino"):
         get_backend("xnnpack")

@@ -88,6 +88,30 @@ def test_the_last_form_takes_nothing_and_the_barest_drops_every_block():
     assert forms.of_options(forms.barest()) == forms.blocks()
 
 
+def dropped(form, forms):
+    return form & {block.name for block in forms.blocks()}
+
+
+def test_forms_between_two_networks_drop_no_more_than_one_and_no_less_than_the_other():
+    captured, _, parts = parts_of(small_resnet(8), images(1))
+    forms = Forms.of(parts, captured.module.graph)
+    compared = 0
+    for cluster in forms.clusters:
+        for (i, low), (j, high) in product(enumerate(cluster.forms), repeat=2):
+            least = dict.fromkeys((c.name for c in forms.clusters), 0) | {cluster.name: i}
+            most = dict.fromkeys((c.name for c in forms.clusters), 0) | {cluster.name: j}
+            expected = [
+                k
+                for k, form in enumerate(cluster.forms)
+                if dropped(high, forms) <= dropped(form, forms) <= dropped(low, forms)
+                and form - dropped(form, forms) == low - dropped(low, forms)
+                and form - dropped(form, forms) == high - dropped(high, forms)
+            ]
+            assert forms.between(least, most)[cluster.name] == expected
+            compared += bool(expected)
+    assert compared > len(forms.clusters)
+
+
 def test_a_gate_is_open_exactly_where_a_node_runs_as_itself():
     captured, _, parts = parts_of(small_resnet(8), images(1))
     forms = Forms.of(parts, captured.module.graph)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune.solver import Factor, Problem, SparseFactor, measure, solve
+from fxprune.solver import Factor, Problem, Solver, SparseFactor, measure, solve
 from tests.solver_cases import random_problem
 
 GAP = 1e-6
@@ -76,6 +76,30 @@ def test_fixing_an_option_never_helps(problem: Problem, which: int, option: int)
     )
     free = solve(problem, gap=GAP).value
     assert solve(fixed, gap=GAP).value <= free + about(free)
+
+
+@unhurried
+@given(problems, st.data())
+def test_allowed_options_are_as_good_as_forbidding_the_others(
+    problem: Problem, data: st.DataObject
+) -> None:
+    some = {
+        choice.name: data.draw(st.sets(st.integers(0, choice.options - 1), min_size=1))
+        for choice in problem.choices[::2]
+    }
+    bounds = []
+    for name, options in some.items():
+        rows = np.array(sorted(options), dtype=np.int64)[:, None]
+        cost = np.zeros((len(problem.budgets), len(rows)), dtype=np.int64)
+        bounds.append(SparseFactor(f"some {name}", (name,), rows, cost, np.zeros(len(rows))))
+    bounded = solve(replace(problem, factors=(*problem.factors, *bounds)), gap=GAP)
+    found = Solver(problem, gap=GAP, allowed=some).at(problem.budgets)
+    assert found.status == bounded.status
+    assert found.floor == bounded.floor
+    if found.assignment:
+        assert all(found.assignment[name] in options for name, options in some.items())
+        assert measure(problem, found.assignment) == (found.value, found.use)
+        assert abs(found.value - bounded.value) <= about(found.value)
 
 
 @unhurried

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.region import Region
@@ -17,14 +16,6 @@ from fxprune.backends.settings import Settings
 from fxprune.errors import InputError
 
 __all__ = ["Availability", "Backend", "Engine", "Region", "Settings", "available", "get_backend"]
-
-AUTO_ORDER = MappingProxyType(
-    {
-        "cpu": ("onnxruntime", "openvino", "inductor", "eager"),
-        "cuda": ("torch_tensorrt", "tensorrt", "inductor", "eager"),
-    }
-)
-"""What "auto" tries, by the type of device that the model lies on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +58,10 @@ def get_backend(name: str | Backend = "auto", device_type: str = "cpu") -> Backe
         return name
     known = backends()
     if name == "auto":
-        order = [known[choice] for choice in AUTO_ORDER.get(device_type, ("eager",))]
-        return next(backend for backend in order if backend.unavailable() is None)
+        there = [backend for backend in known.values() if device_type in backend.device_types]
+        order = sorted(there, key=lambda backend: backend.rank)
+        usable = (backend for backend in order if backend.unavailable() is None)
+        return next(usable, known["eager"])
     if name not in known:
         choices = ", ".join(["auto", *sorted(known)])
         raise InputError(f"there is no backend {name!r}", fix=f"choose from {choices}")

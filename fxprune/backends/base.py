@@ -78,6 +78,8 @@ class Backend(ABC):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
     takes_channels_last: ClassVar[bool] = False
+    rank: ClassVar[int] = 5
+    """How early "auto" tries it, among the backends for a device; the lowest is tried first."""
     alignment: int = 8
     """Channel counts that are a multiple of this run well; others can be slower than wider ones."""
 

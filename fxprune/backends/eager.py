@@ -37,6 +37,7 @@ class EagerEngine(Engine):
 
 class EagerBackend(Backend):
     name = "eager"
+    rank = 9
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     device_types = ("cpu", "cuda")
     takes_channels_last = True

@@ -91,6 +91,7 @@ class InductorBackend(Backend):
     """Compiles with `torch.export` and AOTInductor; any precision, NCHW or NHWC."""
 
     name = "inductor"
+    rank = 3
     alignment = 16  # 60 channels are slower than 64
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     device_types = ("cpu", "cuda")

@@ -56,6 +56,7 @@ class OnnxRuntimeBackend(Backend):
     """Compiles by exporting to ONNX; fp32 on the CPU."""
 
     name = "onnxruntime"
+    rank = 1
 
     def unavailable(self) -> str | None:
         return missing("onnxruntime", "pip install onnxruntime")

@@ -65,6 +65,7 @@ class OpenVinoBackend(Backend):
     """Compiles by exporting to ONNX; fp32, and bf16 where the CPU computes in it."""
 
     name = "openvino"
+    rank = 2
     alignment = 16  # 65 channels take as long as 80
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "bf16")
 

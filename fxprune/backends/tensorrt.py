@@ -99,6 +99,7 @@ class TensorRtBackend(Backend):
     """Builds a plan from the exported ONNX model; fp32 (with TF32), fp16 and bf16."""
 
     name = "tensorrt"
+    rank = 2
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     device_types = ("cuda",)
 

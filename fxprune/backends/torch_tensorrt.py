@@ -88,6 +88,7 @@ class TorchTensorRtBackend(Backend):
     """Compiles the whole module or nothing; fp32 (with TF32), fp16 and bf16."""
 
     name = "torch_tensorrt"
+    rank = 1
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     device_types = ("cuda",)
 

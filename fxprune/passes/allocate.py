@@ -60,6 +60,11 @@ class Allocation:
         """Nodes of the captured model that go with the dropped blocks."""
         return frozenset().union(*(block.gone for block in self.dropped))
 
+    def lies_within(self, other: Allocation) -> bool:
+        """Whether it has nothing that another one lacks, and merges the same."""
+        narrower = all(size <= other.sizes[atom] for atom, size in self.sizes.items())
+        return narrower and {*other.dropped} <= {*self.dropped} and self.merged == other.merged
+
 
 @dataclass(frozen=True)
 class Allocator:
@@ -119,15 +124,47 @@ class Allocator:
 
     def solve(self, limits: Sequence[float]) -> Allocation:
         """The best widths with every cost within its limit, as the tables tell costs."""
-        budgets = tuple(
-            math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=True)
-        )
-        return self.read(self.solver.at(budgets))
+        return self.read(self.solver.at(self._whole(limits)))
+
+    def between(
+        self, limits: Sequence[float], least: Allocation | None, most: Allocation | None
+    ) -> Allocation:
+        """`solve` among the networks that have all of one and nothing that another one lacks.
+
+        Its certificate is about all networks, not only these.
+
+        Args:
+            least: no width falls below what this one has, and none of its blocks goes.
+            most: no width rises above what this one has, and none of its dropped blocks stays.
+        """
+        budgets = self._whole(limits)
+        best = self.solver.at(budgets)
+        allowed = self._between(least, most)
+        found = Solver(self.problem, gap=GAP, allowed=allowed).at(budgets)
+        return self.read(found.among_more(best, GAP) if found.assignment else found)
+
+    def midway(self, one: Allocation, other: Allocation) -> tuple[float, ...]:
+        """Limits half way between the costs of two networks, by these tables."""
+        options = (one.solution.assignment, other.solution.assignment)
+        return tuple((tables.at(options[0]) + tables.at(options[1])) / 2 for tables in self.costs)
+
+    def _between(
+        self, least: Allocation | None, most: Allocation | None
+    ) -> dict[str, Sequence[int]]:
+        """The options of widths and forms that lie between two networks."""
+        bottom, top = (None if a is None else a.solution.assignment for a in (least, most))
+        allowed: dict[str, Sequence[int]] = {}
+        for ladder in self.choices.ladders.values():
+            name, end = ladder.group.name, len(ladder.widths) - 1
+            first, last = (bottom or {}).get(name, 0), (top or {}).get(name, end)
+            allowed[name] = range(first, last + 1)
+        return allowed | self.choices.forms.between(bottom, top)
 
     def within(self, limits: Sequence[float]) -> Problem:
         """The problem with limits on its first budgets, and none that binds on the others."""
-        whole = (math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=False))
-        return replace(self.problem, budgets=(*whole, *self.problem.budgets[len(limits) :]))
+        return replace(
+            self.problem, budgets=(*self._whole(limits), *self.problem.budgets[len(limits) :])
+        )
 
     def front(self, limits: Sequence[float]) -> list[Allocation]:
         """`solve` for many limits of the only budget at once."""
@@ -150,6 +187,12 @@ class Allocator:
         narrowest = dict.fromkeys(self.choices.domains, 0) | self.choices.forms.barest()
         _, use = measure(self.problem, narrowest)
         return self.read(self.solver.at(use))
+
+    def _whole(self, limits: Sequence[float]) -> tuple[int, ...]:
+        """The limits of the first budgets in the solver's units."""
+        return tuple(
+            math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=False)
+        )
 
     def read(self, solution: Solution) -> Allocation:
         """What the solver's answer says of groups and blocks."""

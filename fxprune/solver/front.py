@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from fxprune.errors import InputError
 from fxprune.solver.branch import Part
-from fxprune.solver.build import model_of
+from fxprune.solver.build import model_of, restrict
 from fxprune.solver.close import close
 from fxprune.solver.dual import ROUNDING
 from fxprune.solver.problem import EXACT, Problem, whole
 from fxprune.solver.reduction import allowance
-from fxprune.solver.solution import Solution, Status, measure
+from fxprune.solver.solution import Solution, Status, distance_of, measure
 
 GAP = 1e-4
 PARTS = 200
+NO_LIMITS: Mapping[str, Collection[int]] = MappingProxyType({})
 
 
 def solve(problem: Problem, *, gap: float = GAP, parts: int = PARTS) -> Solution:
@@ -62,9 +64,23 @@ def front(
 
 
 class Solver:
-    """A problem under changing budgets; what one answer teaches, the next one uses."""
+    """A problem under changing budgets; what one answer teaches, the next one uses.
 
-    def __init__(self, problem: Problem, *, gap: float = GAP, parts: int = PARTS) -> None:
+    Args:
+        problem: see `Problem`.
+        gap: relative, see `solve`.
+        parts: see `solve`.
+        allowed: options by the names of choices that may not take others; at least one of each.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        gap: float = GAP,
+        parts: int = PARTS,
+        allowed: Mapping[str, Collection[int]] = NO_LIMITS,
+    ) -> None:
         if not (math.isfinite(gap) and gap >= 0):
             raise InputError(
                 f"The gap must be a number from 0 on, not {gap}",
@@ -72,7 +88,15 @@ class Solver:
                 "Use for example gap=1e-4",
             )
         self._problem, self._gap, self._parts = problem, gap, parts
-        self._bundle = Part(model_of(problem))
+        model = model_of(problem)
+        if allowed:
+            every = [np.arange(choice.options) for choice in problem.choices]
+            kept = [
+                np.isin(options, [*allowed.get(choice.name, options)])
+                for choice, options in zip(problem.choices, every, strict=True)
+            ]
+            model = restrict(model, kept)
+        self._bundle = Part(model)
 
     def at(self, budgets: tuple[int, ...]) -> Solution:
         """The best assignment within these budgets instead of the problem's own."""
@@ -100,6 +124,6 @@ class Solver:
         value, use = measure(problem, assignment)
         if bound - value <= ROUNDING * bundle.model.magnitude:
             bound = value
-        distance = (bound - value) / max(abs(bound), abs(value)) if bound > value else 0.0
+        distance = distance_of(value, bound)
         status: Status = "optimal" if distance <= self._gap else "feasible"
         return Solution(status, assignment, value, bound, distance, use, prices, floor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -41,6 +41,25 @@ class Solution:
     use: tuple[int, ...]
     prices: tuple[float, ...]
     floor: tuple[int, ...]
+
+    def among_more(self, best: Solution, gap: float) -> Solution:
+        """The same answer, certified among more assignments than it was looked for in.
+
+        Args:
+            best: the answer found among all of these.
+            gap: up to which this one is called optimal.
+        """
+        bound = max(best.bound, self.value)
+        distance = distance_of(self.value, bound)
+        status: Status = "optimal" if distance <= gap else "feasible"
+        return replace(
+            self, status=status, bound=bound, gap=distance, prices=best.prices, floor=best.floor
+        )
+
+
+def distance_of(value: float, bound: float) -> float:
+    """How far a value is from a bound, relative."""
+    return (bound - value) / max(abs(bound), abs(value)) if bound > value else 0.0
 
 
 def measure(problem: Problem, assignment: Mapping[str, int]) -> tuple[float, tuple[int, ...]]:

@@ -120,6 +120,29 @@ class Forms:
         blocks = frozenset(block.name for block in self.blocks())
         return {c.name: c.forms.index(blocks & frozenset().union(*c.forms)) for c in self.clusters}
 
+    def between(
+        self, least: Mapping[str, int] | None, most: Mapping[str, int] | None
+    ) -> dict[str, list[int]]:
+        """For every cluster, the forms with all blocks of one network and none that another lacks.
+
+        Spans are merged as in these, since that is neither more nor less.
+
+        Args:
+            least, most: the option of every cluster in either network, None for no such network.
+        """
+        blocks = frozenset(block.name for block in self.blocks())
+        allowed: dict[str, list[int]] = {}
+        for cluster in self.clusters:
+            forms = cluster.forms
+            at_least, at_most = (forms[o[cluster.name]] if o else None for o in (least, most))
+            allowed[cluster.name] = [
+                i
+                for i, form in enumerate(forms)
+                if (at_least is None or _leaves_no_less(form, at_least, blocks))
+                and (at_most is None or _leaves_no_less(at_most, form, blocks))
+            ]
+        return allowed
+
     def of_options(self, options: Mapping[str, int]) -> tuple[Part, ...]:
         """The parts that are taken when every cluster takes the given option."""
         forms = (cluster.forms[options[cluster.name]] for cluster in self.clusters)
@@ -221,6 +244,11 @@ class _Exclusive:
         yield from self._forms(rest)
         for form in self._forms([part for part in rest if part not in self.conflicts[first]]):
             yield form | {first}
+
+
+def _leaves_no_less(form: Form, other: Form, blocks: Form) -> bool:
+    """Whether a form drops no block that another one keeps, and merges the same."""
+    return form & blocks <= other and form - blocks == other - blocks
 
 
 def _tie(left: Cluster, right: Cluster) -> SparseFactor:
