@@ -75,7 +75,7 @@ class Turns:
         """The latencies of turns, one quantile of their calls, in groups of so many seconds."""
         latencies = np.array([[np.quantile(c, within) for c in pair] for pair in self.calls])
         place = np.array(self.begun) // seconds
-        return [(*latencies[place == i].T,) for i in range(int(place[-1]))]
+        return [(*latencies[place == i].T,) for i in range(int(place[-1]) + 1)]
 
 
 def turns(backend: str, seconds: float) -> dict[float, Turns]:
@@ -85,7 +85,7 @@ def turns(backend: str, seconds: float) -> dict[float, Turns]:
     runs = [runner(backend, width, inputs) for width in (1.0, 0.75)]
     found = {length: Turns() for length in LENGTHS}
     shuffled = random.Random(0)
-    for stretch in range(int(seconds / STRETCH / len(LENGTHS))):
+    for stretch in range(max(int(seconds / STRETCH / len(LENGTHS)), 1)):
         for length, taken in found.items():
             start = time.perf_counter()
             while (at := time.perf_counter() - start) < STRETCH:

@@ -34,7 +34,7 @@ Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
 LOSS = 0.02
-"""How much less than the best by tables a network may be worth that is near a known one."""
+"""How much less than the best found by tables a network may be worth that is near a known one."""
 MOST_ROUNDS = 6
 RETREATS = 4
 RETREAT = 0.9
@@ -69,6 +69,22 @@ class _Tried:
 
 
 @dataclass(frozen=True)
+class _Around:
+    """Networks that the next one should lie between, None for any.
+
+    Attributes:
+        exceeded: the budgets that `most` does not surely keep.
+    """
+
+    least: Allocation | None
+    most: Allocation | None
+    exceeded: tuple[bool, ...]
+
+
+_ANYWHERE = _Around(None, None, ())
+
+
+@dataclass(frozen=True)
 class _Correction:
     """Pairs of (cost by the tables, actual cost) for one budget, the dense network's first."""
 
@@ -77,24 +93,24 @@ class _Correction:
 
     def table_limit(self, wanted: float) -> float:
         """The table cost at which the actual cost should come out as `wanted`."""
-        guess, (enough, too_much) = wanted / self._factor(), self._known(wanted)
+        guess, (enough, too_much) = wanted / self._factor(), self._known(wanted, self.limit)
         if enough < guess < too_much or not enough < too_much < math.inf:
             return guess
         return self.middle(wanted)
 
     def middle(self, wanted: float) -> float:
-        """Half way between the highest table cost that was low enough and the lowest too high."""
-        enough, too_much = self._known(wanted)
+        """Half way between the highest table cost that was less and the lowest that was more."""
+        enough, too_much = self._known(wanted, wanted)
         return (enough + too_much) / 2 if too_much < math.inf else enough
 
     def expected(self, table_cost: float) -> float:
         """The actual cost to be expected of a table cost."""
         return table_cost * self._factor()
 
-    def _known(self, wanted: float) -> tuple[float, float]:
-        # What lies between what is wanted and the limit is neither.
+    def _known(self, wanted: float, limit: float) -> tuple[float, float]:
+        """The highest table cost of what is wanted or less, the lowest of more than a limit."""
         enough = max((t for t, actual in self.points if actual <= wanted), default=0.0)
-        too_much = min((t for t, actual in self.points if actual > self.limit), default=math.inf)
+        too_much = min((t for t, actual in self.points if actual > limit), default=math.inf)
         return enough, too_much
 
     def _factor(self) -> float:
@@ -134,7 +150,8 @@ def close_the_loop(
             break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
         corrections = _corrections(gauges, allocator, tuple(tried.values()))
-        guesses = _guesses(allocator, corrections, aims, *_around(gauges, tuple(tried.values())))
+        around = _around(allocator, gauges, tuple(tried.values()))
+        guesses = _guesses(allocator, corrections, aims, around)
         new = (guess for guess in guesses if guess.sizes and _key(guess) not in tried)
         allocation = next(new, None)
         if allocation is None:
@@ -175,42 +192,56 @@ def _guesses(
     allocator: Allocator,
     corrections: Sequence[_Correction],
     aims: Sequence[float],
-    least: Allocation | None = None,
-    most: Allocation | None = None,
+    around: _Around = _ANYWHERE,
 ) -> Iterator[Allocation]:
     """Networks that should come out as aimed at, the most promising first.
 
-    Args:
-        least, most: networks that it should lie between, None for any.
+    Where that is what is aimed at, these lie near the latest candidate; then come any.
     """
     limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
-    if least is not None or most is not None:
-        ways: list[Sequence[float]] = [limits]
-        if least is not None and most is not None:
-            ways.append(allocator.midway(least, most))
-        for way in ways:
-            found = allocator.between(way, least, most)
-            if found.solution.gap <= LOSS:
-                yield found
-    yield allocator.solve(limits)
-    yield allocator.solve([c.middle(aim) for c, aim in zip(corrections, aims, strict=True)])
+    best = allocator.solve(limits)
+    if around.least or around.most:
+        found = allocator.between(limits, around.least, around.most)
+        if _is_worth_it(found, best):
+            yield found
+    yield best
+    if around.least and around.most:
+        pairs = zip(*map(allocator.costs_of, (around.least, around.most)), strict=True)
+        middles = [sum(pair) / 2 for pair in pairs]
+        # A budget that none of them exceeds is not what is looked for.
+        halves = zip(around.exceeded, middles, limits, strict=True)
+        limits = [middle if exceeded else limit for exceeded, middle, limit in halves]
+        found = allocator.between(limits, around.least, around.most)
+        if _is_worth_it(found, allocator.solve(limits)):
+            yield found
+    if best.sizes:
+        yield allocator.solve([c.middle(aim) for c, aim in zip(corrections, aims, strict=True)])
 
 
-def _around(
-    gauges: Sequence[Gauge], tried: Sequence[_Tried]
-) -> tuple[Allocation | None, Allocation | None]:
-    """The latest candidate, and the last one on the other side of the limits that goes with it.
+def _is_worth_it(near: Allocation, best: Allocation) -> bool:
+    """Whether a network near a known one is worth nearly as much as the best."""
+    value = best.solution.value
+    return bool(near.sizes) and near.solution.value >= value - LOSS * abs(value)
 
-    Returns:
-        Which of them should have no more than the next one, and which no less.
-    """
+
+def _around(allocator: Allocator, gauges: Sequence[Gauge], tried: Sequence[_Tried]) -> _Around:
+    """The latest candidate, and the last one on the other side of the limits that goes with it."""
     if not tried:
-        return None, None
-    *earlier, (latest, too_much) = [(c.allocation, not _surely_keeps(c, gauges)) for c in tried]
-    others = [allocation for allocation, over in reversed(earlier) if over is not too_much]
-    if too_much:
-        return next((a for a in others if a.lies_within(latest)), None), latest
-    return latest, next((a for a in others if latest.lies_within(a)), None)
+        return _ANYWHERE
+    *earlier, latest = tried
+    over, within = not _surely_keeps(latest, gauges), allocator.lies_within
+    others = [c for c in reversed(earlier) if _surely_keeps(c, gauges) is over]
+    least: _Tried | None = latest
+    most: _Tried | None = latest
+    if over:
+        least = next((c for c in others if within(c.allocation, latest.allocation)), None)
+    else:
+        most = next((c for c in others if within(latest.allocation, c.allocation)), None)
+    return _Around(
+        least.allocation if least else None,
+        most.allocation if most else None,
+        _exceeded(most, gauges) if most else (),
+    )
 
 
 def _predicted(allocation: Allocation, corrections: Sequence[_Correction]) -> tuple[float, ...]:
@@ -288,7 +319,13 @@ def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
 
 def _surely_keeps(candidate: Candidate | _Tried, gauges: Sequence[Gauge]) -> bool:
     """Whether it would do so if it were measured once more."""
-    return all(u <= g.limit * (1 - g.margin) for u, g in zip(candidate.used, gauges, strict=True))
+    return not any(_exceeded(candidate, gauges))
+
+
+def _exceeded(candidate: Candidate | _Tried, gauges: Sequence[Gauge]) -> tuple[bool, ...]:
+    """Which budgets it might exceed if it were measured once more."""
+    pairs = zip(candidate.used, gauges, strict=True)
+    return tuple(used > gauge.limit * (1 - gauge.margin) for used, gauge in pairs)
 
 
 def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:

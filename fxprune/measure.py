@@ -8,8 +8,9 @@ is not charged for what neighbours take from a shared machine; wall-clock time i
 where work is spread over threads.  On CUDA, events on the current stream are read.
 
 What is to be compared is measured together, turn by turn and in random order, so that drifts of the
-machine hit all alike (`measure_interleaved`).  It changes its pace within a second, so turns are
-short and many (`python -m benchmarks.noise`).  A turn begins with calls that are not counted: a
+machine hit all alike (`measure_interleaved`).  It changes its pace within seconds: of two ratios
+that each take a few seconds, those of short turns are nearer to one another
+(`python -m benchmarks.noise`).  A turn begins with calls that are not counted: a
 network that is called right after another one finds the caches full of the other's weights, and
 takes up to a third longer than it does in service.  Where one thread works, its samples wait for
 moments in which no neighbour slows the core down (`fxprune.quiet`).

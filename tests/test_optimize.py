@@ -201,11 +201,14 @@ class Crooked(Gauge):
 
 
 class Lucky(Crooked):
-    """The first candidate is faster than others, for no reason that tables show."""
+    """The first candidate seems faster than it is, for no reason that tables show."""
+
+    def really(self, allocation):
+        return self._cost(allocation.sizes)
 
     def actual(self, slim, allocation):
         cost = super().actual(slim, allocation)
-        return 0.9 * cost if self.asked == 1 else cost
+        return 0.85 * cost if self.asked == 1 else cost
 
 
 class Close(Crooked):
@@ -250,7 +253,7 @@ class Unfamiliar(Crooked):
         return macs(self.analysis, sizes) * (1.0 if sizes else 1.25)
 
 
-def looped(share, kind=Crooked):
+def looped(share, kind=Crooked, multiple_of=1):
     model = small_resnet()
     captured = capture(model, (images(),))
     analysis = infer(captured)
@@ -258,13 +261,13 @@ def looped(share, kind=Crooked):
     gauge = kind(analysis, share)
 
     def build():
-        ladders = build_ladders(analysis, 1)
+        ladders = build_ladders(analysis, multiple_of)
         return Allocator.build(analysis, ladders, importance, [gauge.tables], [1.0])
 
     def make(allocation):
         return slim(captured, analysis, plan_of(allocation.sizes, analysis, importance, {}))
 
-    _, candidate = close_the_loop([gauge], build, make, lambda done, total: None)
+    gauge.allocator, candidate = close_the_loop([gauge], build, make, lambda done, total: None)
     return candidate, gauge
 
 
@@ -278,7 +281,8 @@ def test_the_loop_corrects_tables_until_the_budget_is_kept_and_used(share):
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
 def test_the_loop_is_not_misled_by_one_fast_candidate(share):
     candidate, gauge = looped(share, Lucky)
-    assert 0.97 * gauge.limit <= candidate.used[0] <= gauge.limit
+    assert candidate.used[0] <= gauge.limit
+    assert 0.97 * gauge.limit <= gauge.really(candidate.allocation) <= gauge.limit
     assert gauge.asked <= 6
 
 
@@ -356,6 +360,11 @@ class Fickle(Crooked):
         return True
 
 
+def nested(gauge, one, other):
+    within = gauge.allocator.lies_within
+    return within(one, other) or within(other, one)
+
+
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.4])
 def test_later_candidates_lie_within_earlier_ones_or_have_all_of_them(share):
     candidate, gauge = looped(share, Fickle)
@@ -363,21 +372,55 @@ def test_later_candidates_lie_within_earlier_ones_or_have_all_of_them(share):
     before, after = gauge.networks[:-1], gauge.networks[1:]
     assert after
     for one, other in zip(before, after, strict=True):
-        assert one.lies_within(other) or other.lies_within(one)
+        assert nested(gauge, one, other)
 
 
 def test_what_lies_near_the_latest_candidate_is_not_taken_where_it_is_worth_too_little(monkeypatch):
     monkeypatch.setattr(closed_loop, "LOSS", -1.0)
     _, gauge = looped(0.5, Fickle)
     one, other = gauge.networks[:2]
-    assert not one.lies_within(other)
-    assert not other.lies_within(one)
+    assert not nested(gauge, one, other)
 
 
 def test_after_unlucky_rounds_the_loop_retreats_by_steps():
     candidate, gauge = looped(0.6, Unlucky)
     assert 0.6 * gauge.limit < candidate.used[0] <= gauge.limit
     assert 6 < gauge.asked <= 10
+
+
+def test_where_tables_put_a_budget_out_of_reach_only_the_smallest_network_is_measured():
+    measured = []
+
+    class OutOfReach(Crooked):
+        def tables(self, choices):
+            tables = macs_tables(self.analysis, choices)
+            return Tables(
+                tables.domains, tables.constant + 0.3 * macs(self.analysis), tables.by_scope
+            )
+
+        def actual(self, slim, allocation):
+            measured.append(allocation)
+            return super().actual(slim, allocation)
+
+    with pytest.raises(fxprune.BudgetError, match="out of reach"):
+        looped(0.2, OutOfReach)
+    assert len(measured) == 1
+
+
+def test_a_close_candidate_sends_none_half_way_to_the_dense_network():
+    """Widths are coarse: between the network just under the limit and the next one is no other."""
+
+    class Coarse(Crooked):
+        margin = 0.005
+
+        def actual(self, slim, allocation):
+            super().actual(slim, allocation)
+            return self.limit * (0.998 if self.asked == 1 else 0.95)
+
+    candidate, gauge = looped(0.6, Coarse, multiple_of=16)
+    assert gauge.asked > 1
+    first = candidate.rounds[0].predicted[0]
+    assert all(found.predicted[0] < 1.05 * first for found in candidate.rounds)
 
 
 def test_a_budget_out_of_reach_names_the_least_that_can_be_reached():

@@ -11,6 +11,7 @@ from fxprune.passes.allocation.channels import Choose, ordered
 from fxprune.passes.allocation.forest import along_forest
 from fxprune.passes.allocation.forms import NO_FORMS, Forms
 from fxprune.passes.allocation.ladders import Ladder
+from fxprune.passes.allocation.nested import lies_within, options_between
 from fxprune.passes.allocation.values import value_tables
 from fxprune.passes.allocation.widths import (
     AlikeChoices,
@@ -59,11 +60,6 @@ class Allocation:
     def gone(self) -> frozenset[str]:
         """Nodes of the captured model that go with the dropped blocks."""
         return frozenset().union(*(block.gone for block in self.dropped))
-
-    def lies_within(self, other: Allocation) -> bool:
-        """Whether it has nothing that another one lacks, and merges the same."""
-        narrower = all(size <= other.sizes[atom] for atom, size in self.sizes.items())
-        return narrower and {*other.dropped} <= {*self.dropped} and self.merged == other.merged
 
 
 @dataclass(frozen=True)
@@ -137,28 +133,18 @@ class Allocator:
             least: no width falls below what this one has, and none of its blocks goes.
             most: no width rises above what this one has, and none of its dropped blocks stays.
         """
-        budgets = self._whole(limits)
-        best = self.solver.at(budgets)
-        allowed = self._between(least, most)
+        options = (None if a is None else a.solution.assignment for a in (least, most))
+        allowed, budgets = options_between(self.choices, *options), self._whole(limits)
         found = Solver(self.problem, gap=GAP, allowed=allowed).at(budgets)
-        return self.read(found.among_more(best, GAP) if found.assignment else found)
+        return self.read(found.among_more(self.solver.at(budgets), GAP))
 
-    def midway(self, one: Allocation, other: Allocation) -> tuple[float, ...]:
-        """Limits half way between the costs of two networks, by these tables."""
-        options = (one.solution.assignment, other.solution.assignment)
-        return tuple((tables.at(options[0]) + tables.at(options[1])) / 2 for tables in self.costs)
+    def lies_within(self, one: Allocation, other: Allocation) -> bool:
+        """Whether `one` has nothing that `other` lacks, and merges the same."""
+        return lies_within(self.choices, one.solution.assignment, other.solution.assignment)
 
-    def _between(
-        self, least: Allocation | None, most: Allocation | None
-    ) -> dict[str, Sequence[int]]:
-        """The options of widths and forms that lie between two networks."""
-        bottom, top = (None if a is None else a.solution.assignment for a in (least, most))
-        allowed: dict[str, Sequence[int]] = {}
-        for ladder in self.choices.ladders.values():
-            name, end = ladder.group.name, len(ladder.widths) - 1
-            first, last = (bottom or {}).get(name, 0), (top or {}).get(name, end)
-            allowed[name] = range(first, last + 1)
-        return allowed | self.choices.forms.between(bottom, top)
+    def costs_of(self, allocation: Allocation) -> tuple[float, ...]:
+        """What these tables say of a network, per budget."""
+        return tuple(tables.at(allocation.solution.assignment) for tables in self.costs)
 
     def within(self, limits: Sequence[float]) -> Problem:
         """The problem with limits on its first budgets, and none that binds on the others."""
@@ -190,9 +176,8 @@ class Allocator:
 
     def _whole(self, limits: Sequence[float]) -> tuple[int, ...]:
         """The limits of the first budgets in the solver's units."""
-        return tuple(
-            math.floor(limit / unit) for limit, unit in zip(limits, self.units, strict=False)
-        )
+        units = self.units[: len(limits)]
+        return tuple(math.floor(limit / unit) for limit, unit in zip(limits, units, strict=True))
 
     def read(self, solution: Solution) -> Allocation:
         """What the solver's answer says of groups and blocks."""

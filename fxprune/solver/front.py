@@ -97,9 +97,15 @@ class Solver:
             ]
             model = restrict(model, kept)
         self._bundle = Part(model)
+        self._answers: dict[tuple[int, ...], Solution] = {}
 
     def at(self, budgets: tuple[int, ...]) -> Solution:
         """The best assignment within these budgets instead of the problem's own."""
+        if budgets not in self._answers:
+            self._answers[budgets] = self._solve(budgets)
+        return self._answers[budgets]
+
+    def _solve(self, budgets: tuple[int, ...]) -> Solution:
         problem, bundle = self._problem, self._bundle
         if len(budgets) != len(problem.budgets):
             raise InputError(
