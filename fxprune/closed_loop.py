@@ -1,29 +1,25 @@
 """The closed loop: solve, slim, measure, correct, until the measurement lies within every budget.
 
-Tables tell costs up to a factor that depends on the whole network, and is alike for networks that
-are alike. So a network that should come out just under the limit is looked at first, unless one
-like it is known: a rehearsal, no candidate. Then the factor of the latest candidate (at first, of
-the dense network) is taken for the next one, and the solver is asked for that table cost which
-should come out just under the limit; where that lies outside of what is known to be too much and
-too little, for the middle of the two. Where networks can be profiled, the tables are put right by
-them, layer by layer. Solving takes milliseconds; measuring is what costs.
-
-The best networks by tables that are a little off elsewhere differ in many layers, and each of these
-adds to what the prediction is off by. So from the second candidate on, a network is looked for that
-has all of the latest one, or nothing else: then only what is added or taken away is predicted.
+A network that should come out just under the limit is looked at first, unless one like it is known:
+a rehearsal, no candidate. Then candidates are measured (`fxprune.guesses` says which), and what
+they turn out to use corrects what the tables tell (`fxprune.calibration`). Where networks can be
+profiled, the tables are put right by them, layer by layer. Solving takes milliseconds; measuring is
+what costs.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
+from fxprune.calibration import Tried, calibrations_of, predicted
 from fxprune.errors import BudgetError
 from fxprune.gauges import Gauge
+from fxprune.guesses import around_latest, exceeded, guesses, surely_keeps
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.rounds import Round
 from fxprune.units import format_resource
@@ -33,8 +29,6 @@ logger = logging.getLogger(__name__)
 Slim = Callable[[Allocation], fx.GraphModule]
 Tell = Callable[[int, int], None]
 
-LOSS = 0.02
-"""How much less than the best found by tables a network may be worth that is near a known one."""
 MOST_ROUNDS = 6
 RETREATS = 4
 RETREAT = 0.9
@@ -60,65 +54,6 @@ class Candidate:
         return self.allocation.solution.value
 
 
-@dataclass(frozen=True)
-class _Tried:
-    """What a candidate turned out to use; its module may go, where another one is better."""
-
-    allocation: Allocation
-    used: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class _Around:
-    """Networks that the next one should lie between, None for any.
-
-    Attributes:
-        exceeded: the budgets that `most` does not surely keep.
-    """
-
-    least: Allocation | None
-    most: Allocation | None
-    exceeded: tuple[bool, ...]
-
-
-_ANYWHERE = _Around(None, None, ())
-
-
-@dataclass(frozen=True)
-class _Correction:
-    """Pairs of (cost by the tables, actual cost) for one budget, the dense network's first."""
-
-    limit: float
-    points: tuple[tuple[float, float], ...]
-
-    def table_limit(self, wanted: float) -> float:
-        """The table cost at which the actual cost should come out as `wanted`."""
-        guess, (enough, too_much) = wanted / self._factor(), self._known(wanted, self.limit)
-        if enough < guess < too_much or not enough < too_much < math.inf:
-            return guess
-        return self.middle(wanted)
-
-    def middle(self, wanted: float) -> float:
-        """Half way between the highest table cost that was less and the lowest that was more."""
-        enough, too_much = self._known(wanted, wanted)
-        return (enough + too_much) / 2 if too_much < math.inf else enough
-
-    def expected(self, table_cost: float) -> float:
-        """The actual cost to be expected of a table cost."""
-        return table_cost * self._factor()
-
-    def _known(self, wanted: float, limit: float) -> tuple[float, float]:
-        """The highest table cost of what is wanted or less, the lowest of more than a limit."""
-        enough = max((t for t, actual in self.points if actual <= wanted), default=0.0)
-        too_much = min((t for t, actual in self.points if actual > limit), default=math.inf)
-        return enough, too_much
-
-    def _factor(self) -> float:
-        table_cost, actual = self.points[-1]
-        # Functions of one's own may be zero, or turn out so.
-        return actual / table_cost if table_cost * actual > 0 else 1.0
-
-
 def close_the_loop(
     gauges: Sequence[Gauge], build: Callable[[], Allocator], slim: Slim, tell: Tell
 ) -> tuple[Allocator, Candidate]:
@@ -133,33 +68,33 @@ def close_the_loop(
     allocator = build()
     aims = [gauge.limit * gauge.aim for gauge in gauges]
     best: Candidate | None = None
-    tried: dict[tuple[tuple[int, ...], tuple[str, ...]], _Tried] = {}
+    tried: dict[tuple[tuple[int, ...], tuple[str, ...]], Tried] = {}
     rounds: list[Round] = []
     if not all(gauge.familiar for gauge in gauges):
         tell(0, MOST_ROUNDS)
-        corrections = _corrections(gauges, allocator, ())
-        first = next(_guesses(allocator, corrections, aims))
+        calibrations = calibrations_of(gauges, allocator, ())
+        first = next(guesses(allocator, calibrations, aims))
         if first.sizes:
             known = tuple(gauge.known for gauge in gauges)
             used = rehearsed(first, gauges, slim)
-            rounds.append(Round(_predicted(first, corrections), used, known, rehearsal=True))
+            rounds.append(Round(predicted(first, calibrations), used, known, rehearsal=True))
             logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
     for round_number in range(MOST_ROUNDS + RETREATS):
         if round_number >= MOST_ROUNDS and best is not None:
             break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
-        corrections = _corrections(gauges, allocator, tuple(tried.values()))
-        around = _around(allocator, gauges, tuple(tried.values()))
-        guesses = _guesses(allocator, corrections, aims, around)
-        new = (guess for guess in guesses if guess.sizes and _key(guess) not in tried)
+        calibrations = calibrations_of(gauges, allocator, tuple(tried.values()))
+        around = around_latest(allocator, gauges, tuple(tried.values()))
+        found = guesses(allocator, calibrations, aims, around)
+        new = (guess for guess in found if guess.sizes and _key(guess) not in tried)
         allocation = next(new, None)
         if allocation is None:
             break
         candidate = measured(allocation, gauges, slim)
-        tried[_key(allocation)] = _Tried(allocation, candidate.used)
+        tried[_key(allocation)] = Tried(allocation, candidate.used)
         known = tuple(gauge.known for gauge in gauges)
-        rounds.append(Round(_predicted(allocation, corrections), candidate.used, known))
+        rounds.append(Round(predicted(allocation, calibrations), candidate.used, known))
         logger.info("round %d: %s", round_number + 1, rounds[-1])
         learnt = [gauge.learn(allocation) for gauge in gauges]
         if keeps(candidate, gauges) and (
@@ -167,10 +102,11 @@ def close_the_loop(
         ):
             best = candidate
         particular = round_number + 1 < PARTICULAR_ROUNDS
-        if best and _surely_keeps(best, gauges) and _uses_enough(best, gauges, particular):
+        if best and surely_keeps(best.used, gauges) and _uses_enough(best, gauges, particular):
             break
+        too_much = exceeded(candidate.used, gauges)
         for i, gauge in enumerate(gauges):
-            if candidate.used[i] > gauge.limit * (1 - gauge.margin) and not learnt[i]:
+            if too_much[i] and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
             if candidate.used[i] > gauge.limit and round_number + 1 >= MOST_ROUNDS:
@@ -186,87 +122,6 @@ def rehearsed(allocation: Allocation, gauges: Sequence[Gauge], slim: Slim) -> tu
     """Look at the network of `allocation` only to have tables put right by it; what it uses."""
     module = slim(allocation)
     return tuple(gauge.rehearse(module, allocation) for gauge in gauges)
-
-
-def _guesses(
-    allocator: Allocator,
-    corrections: Sequence[_Correction],
-    aims: Sequence[float],
-    around: _Around = _ANYWHERE,
-) -> Iterator[Allocation]:
-    """Networks that should come out as aimed at, the most promising first.
-
-    Where that is what is aimed at, these lie near the latest candidate; then come any.
-    """
-    limits = [c.table_limit(aim) for c, aim in zip(corrections, aims, strict=True)]
-    best = allocator.solve(limits)
-    if around.least or around.most:
-        found = allocator.between(limits, around.least, around.most)
-        if _is_worth_it(found, best):
-            yield found
-    yield best
-    if around.least and around.most:
-        pairs = zip(*map(allocator.costs_of, (around.least, around.most)), strict=True)
-        middles = [sum(pair) / 2 for pair in pairs]
-        # A budget that none of them exceeds is not what is looked for.
-        halves = zip(around.exceeded, middles, limits, strict=True)
-        limits = [middle if exceeded else limit for exceeded, middle, limit in halves]
-        found = allocator.between(limits, around.least, around.most)
-        if _is_worth_it(found, allocator.solve(limits)):
-            yield found
-    if best.sizes:
-        yield allocator.solve([c.middle(aim) for c, aim in zip(corrections, aims, strict=True)])
-
-
-def _is_worth_it(near: Allocation, best: Allocation) -> bool:
-    """Whether a network near a known one is worth nearly as much as the best."""
-    value = best.solution.value
-    return bool(near.sizes) and near.solution.value >= value - LOSS * abs(value)
-
-
-def _around(allocator: Allocator, gauges: Sequence[Gauge], tried: Sequence[_Tried]) -> _Around:
-    """The latest candidate, and the last one on the other side of the limits that goes with it."""
-    if not tried:
-        return _ANYWHERE
-    *earlier, latest = tried
-    over, within = not _surely_keeps(latest, gauges), allocator.lies_within
-    others = [c for c in reversed(earlier) if _surely_keeps(c, gauges) is over]
-    least: _Tried | None = latest
-    most: _Tried | None = latest
-    if over:
-        least = next((c for c in others if within(c.allocation, latest.allocation)), None)
-    else:
-        most = next((c for c in others if within(latest.allocation, c.allocation)), None)
-    return _Around(
-        least.allocation if least else None,
-        most.allocation if most else None,
-        _exceeded(most, gauges) if most else (),
-    )
-
-
-def _predicted(allocation: Allocation, corrections: Sequence[_Correction]) -> tuple[float, ...]:
-    return tuple(c.expected(cost) for c, cost in zip(corrections, allocation.costs, strict=True))
-
-
-def _corrections(
-    gauges: Sequence[Gauge], allocator: Allocator, tried: Sequence[_Tried]
-) -> list[_Correction]:
-    """What the tables, as they are now, say of every network that was measured."""
-    dense = allocator.dense_costs()
-    told = [
-        [tables.at(c.allocation.solution.assignment) for c in tried] for tables in allocator.costs
-    ]
-    return [
-        _Correction(
-            gauge.limit,
-            (
-                # Tables that slim networks have put right are right where these are.
-                (gauge.dense if gauge.known else dense[i], gauge.dense),
-                *((t, c.used[i]) for t, c in zip(told[i], tried, strict=True)),
-            ),
-        )
-        for i, gauge in enumerate(gauges)
-    ]
 
 
 def _key(allocation: Allocation) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -317,19 +172,8 @@ def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
     return all(u <= g.limit for u, g in zip(candidate.used, gauges, strict=True))
 
 
-def _surely_keeps(candidate: Candidate | _Tried, gauges: Sequence[Gauge]) -> bool:
-    """Whether it would do so if it were measured once more."""
-    return not any(_exceeded(candidate, gauges))
-
-
-def _exceeded(candidate: Candidate | _Tried, gauges: Sequence[Gauge]) -> tuple[bool, ...]:
-    """Which budgets it might exceed if it were measured once more."""
-    pairs = zip(candidate.used, gauges, strict=True)
-    return tuple(used > gauge.limit * (1 - gauge.margin) for used, gauge in pairs)
-
-
 def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
-    return _surely_keeps(candidate, gauges), candidate.value
+    return surely_keeps(candidate.used, gauges), candidate.value
 
 
 def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge], particular: bool) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
-from fxprune import closed_loop
+from fxprune import closed_loop, guesses
 from fxprune.budget import Budget
 from fxprune.choose import gauge_of
 from fxprune.closed_loop import close_the_loop
@@ -376,7 +376,7 @@ def test_later_candidates_lie_within_earlier_ones_or_have_all_of_them(share):
 
 
 def test_what_lies_near_the_latest_candidate_is_not_taken_where_it_is_worth_too_little(monkeypatch):
-    monkeypatch.setattr(closed_loop, "LOSS", -1.0)
+    monkeypatch.setattr(guesses, "LOSS", -1.0)
     _, gauge = looped(0.5, Fickle)
     one, other = gauge.networks[:2]
     assert not nested(gauge, one, other)
