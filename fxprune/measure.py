@@ -8,12 +8,12 @@ is not charged for what neighbours take from a shared machine; wall-clock time i
 where work is spread over threads.  On CUDA, events on the current stream are read.
 
 What is to be compared is measured together, turn by turn and in random order, so that drifts of the
-machine hit all alike (`measure_interleaved`).  It changes its pace within seconds: of two ratios
-that each take a few seconds, those of short turns are nearer to one another
-(`python -m benchmarks.noise`).  A turn begins with calls that are not counted: a
-network that is called right after another one finds the caches full of the other's weights, and
-takes up to a third longer than it does in service.  Where one thread works, its samples wait for
-moments in which no neighbour slows the core down (`fxprune.quiet`).
+machine hit all alike (`measure_interleaved`).  Turns are short, so that slow networks have several
+of them in the time; ratios repeat about as well as those of long turns (`python -m
+benchmarks.noise`).  A turn begins with calls that are not counted: a network that is called right
+after another one finds the caches full of the other's weights, and takes up to a third longer than
+it does in service.  Where one thread works, its samples wait for moments in which no neighbour
+slows the core down (`fxprune.quiet`).
 """
 
 from __future__ import annotations
