@@ -31,7 +31,7 @@ from torchvision.models import mobilenet_v2
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Settings, get_backend
 
-LENGTHS = (0.03, 0.2)
+LENGTHS = (0.05, 0.2)
 GROUPS = (8.0, 16.0, 32.0)
 WITHIN = (0.0, 0.5)
 ACROSS = (0.0, 0.05, 0.1, 0.25, 0.5)

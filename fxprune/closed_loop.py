@@ -18,8 +18,8 @@ from torch import fx
 
 from fxprune.calibration import Tried, calibrations_of, predicted
 from fxprune.errors import BudgetError
-from fxprune.gauges import Gauge
-from fxprune.guesses import around_latest, exceeded, guesses, surely_keeps
+from fxprune.gauges import Gauge, surely_keep
+from fxprune.guesses import guesses
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.rounds import Round
 from fxprune.units import format_resource
@@ -73,7 +73,7 @@ def close_the_loop(
     if not all(gauge.familiar for gauge in gauges):
         tell(0, MOST_ROUNDS)
         calibrations = calibrations_of(gauges, allocator, ())
-        first = next(guesses(allocator, calibrations, aims))
+        first = next(guesses(allocator, gauges, calibrations, aims, ()))
         if first.sizes:
             known = tuple(gauge.known for gauge in gauges)
             used = rehearsed(first, gauges, slim)
@@ -84,9 +84,9 @@ def close_the_loop(
         if round_number >= MOST_ROUNDS and best is not None:
             break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
-        calibrations = calibrations_of(gauges, allocator, tuple(tried.values()))
-        around = around_latest(allocator, gauges, tuple(tried.values()))
-        found = guesses(allocator, calibrations, aims, around)
+        before = tuple(tried.values())
+        calibrations = calibrations_of(gauges, allocator, before)
+        found = guesses(allocator, gauges, calibrations, aims, before)
         new = (guess for guess in found if guess.sizes and _key(guess) not in tried)
         allocation = next(new, None)
         if allocation is None:
@@ -102,11 +102,10 @@ def close_the_loop(
         ):
             best = candidate
         particular = round_number + 1 < PARTICULAR_ROUNDS
-        if best and surely_keeps(best.used, gauges) and _uses_enough(best, gauges, particular):
+        if best and surely_keep(gauges, best.used) and _uses_enough(best, gauges, particular):
             break
-        too_much = exceeded(candidate.used, gauges)
         for i, gauge in enumerate(gauges):
-            if too_much[i] and not learnt[i]:
+            if not gauge.surely_keeps(candidate.used[i]) and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
             if candidate.used[i] > gauge.limit and round_number + 1 >= MOST_ROUNDS:
@@ -173,7 +172,7 @@ def keeps(candidate: Candidate, gauges: Sequence[Gauge]) -> bool:
 
 
 def _rank(candidate: Candidate, gauges: Sequence[Gauge]) -> tuple[bool, float]:
-    return surely_keeps(candidate.used, gauges), candidate.value
+    return surely_keep(gauges, candidate.used), candidate.value
 
 
 def _uses_enough(candidate: Candidate, gauges: Sequence[Gauge], particular: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -78,6 +79,15 @@ class Gauge(ABC):
         """Put the tables right by the candidate that was measured last; whether they changed."""
         del allocation
         return False
+
+    def surely_keeps(self, used: float) -> bool:
+        """Whether what uses so much would keep the limit if it were measured once more."""
+        return used <= self.limit * (1 - self.margin)
+
+
+def surely_keep(gauges: Sequence[Gauge], used: Sequence[float]) -> bool:
+    """Whether what uses so much would keep every limit if it were measured once more."""
+    return all(gauge.surely_keeps(each) for gauge, each in zip(gauges, used, strict=True))
 
 
 class MacsGauge(Gauge):

@@ -61,8 +61,8 @@ class Timing:
     min_samples: samples of each engine to take at least.
     max_seconds: time after which to stop in any case, for each engine; what goes by with waiting
         for quiet moments counts.
-    warm_up: seconds to run an engine before each of its turns, and one call at least. Where a
-        network and a slim version take turns, later calls are faster by less than 1 %.
+    warm_up: seconds to run an engine before each of its turns, and one call at least
+        (`python -m benchmarks.warm_up`).
     turns: turns of each engine to take at least, where several are compared.
     clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
     """

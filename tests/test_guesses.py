@@ -1,12 +1,12 @@
 """Which network is tried next, from what earlier ones turned out to use."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from fxprune.calibration import Calibration, Tried
-from fxprune.guesses import Around, around_latest, exceeded, guesses
+from fxprune.gauges import Gauge
+from fxprune.guesses import guesses
 from fxprune.passes.allocate import Allocator
 from fxprune.passes.allocation.costs import macs_tables, params_tables
 from fxprune.passes.allocation.forms import Forms
@@ -33,51 +33,77 @@ def allocator():
     return Allocator.build(analysis, ladders, importance, costs, [1.0, 1.0], forms)
 
 
-def calibrations(allocator, *points):
-    """By tables that are right; points are pairs of costs by the tables, and actual ones."""
-    dense = allocator.dense_costs()
-    return [
-        Calibration(dense[i], ((dense[i], dense[i]), *((t[i], a[i]) for t, a in points)))
-        for i in range(2)
-    ]
+class Limited(Gauge):
+    """A budget of which a candidate should leave one per cent."""
+
+    margin = 0.01
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def tables(self, choices):
+        raise NotImplementedError
+
+    def actual(self, slim, allocation):
+        raise NotImplementedError
 
 
 def aims(allocator, *shares):
     return [share * cost for share, cost in zip(shares, allocator.dense_costs(), strict=True)]
 
 
+def tried_next(allocator, limits, *tried):
+    """Guesses by tables that are right, when networks turned out to use these shares of limits."""
+    gauges = [Limited(limit) for limit in limits]
+    calibrations = [Calibration(cost, ((cost, cost),)) for cost in allocator.dense_costs()]
+    told = [
+        Tried(allocation, tuple(share * limit for share, limit in zip(shares, limits, strict=True)))
+        for allocation, shares in tried
+    ]
+    return list(guesses(allocator, gauges, calibrations, limits, told))
+
+
 def test_a_guess_has_all_of_a_network_that_used_too_little(allocator):
     least = allocator.solve(aims(allocator, 0.4, 1.0))
-    around = Around(least, None, ())
-    near, best, *_ = guesses(allocator, calibrations(allocator), aims(allocator, 0.45, 1.0), around)
+    near, best, _ = tried_next(allocator, aims(allocator, 0.45, 1.0), (least, (0.9, 0.5)))
     assert allocator.lies_within(least, near)
     assert best.solution.bound == near.solution.bound
     assert 0.98 * best.solution.value <= near.solution.value <= best.solution.bound
+
+
+def test_a_guess_lies_within_a_network_that_used_too_much(allocator):
+    most = allocator.solve(aims(allocator, 0.5, 1.0))
+    near, *_ = tried_next(allocator, aims(allocator, 0.45, 1.0), (most, (0.995, 0.5)))
+    assert allocator.lies_within(near, most)
 
 
 def test_only_a_budget_that_was_exceeded_is_halved(allocator):
     limits = aims(allocator, 0.5, 0.9)
     least = allocator.solve(aims(allocator, 0.4, 0.9))
     most = allocator.between(aims(allocator, 0.6, 0.9), least, None)
-    around = Around(least, most, (True, False))
-    *_, halfway, _ = guesses(allocator, calibrations(allocator), limits, around)
+    *_, halfway, _ = tried_next(allocator, limits, (least, (0.9, 0.5)), (most, (1.1, 0.6)))
     middle = (least.costs[0] + most.costs[0]) / 2
     assert halfway.solution.bound == allocator.solve([middle, limits[1]]).solution.bound
     assert allocator.lies_within(least, halfway)
     assert allocator.lies_within(halfway, most)
 
 
-def test_the_next_network_lies_between_the_latest_and_one_on_the_other_side(allocator):
-    gauges = [SimpleNamespace(limit=1.0, margin=0.01), SimpleNamespace(limit=1.0, margin=0.0)]
+@pytest.mark.parametrize("latest", ["low", "high"])
+def test_a_guess_lies_between_the_latest_network_and_one_on_the_other_side(latest, allocator):
     low = allocator.solve(aims(allocator, 0.3, 1.0))
     high = allocator.between(aims(allocator, 0.6, 1.0), low, None)
-    other = allocator.between(aims(allocator, 0.2, 1.0), None, low)
-    tried = [Tried(other, (0.8, 0.5)), Tried(low, (0.9, 0.5)), Tried(high, (0.995, 0.6))]
-    assert exceeded(tried[-1].used, gauges) == (True, False)
-    assert around_latest(allocator, gauges, tried) == Around(low, high, (True, False))
-    assert around_latest(allocator, gauges, tried[::-1]) == Around(other, high, (True, False))
-    assert around_latest(allocator, gauges, tried[:2]) == Around(low, None, ())
-    assert around_latest(allocator, gauges, tried[2:]) == Around(None, high, (True, False))
+    apart = allocator.between(aims(allocator, 0.2, 1.0), None, low)
+    tried = [(apart, (0.8, 0.5)), (low, (0.9, 0.5)), (high, (1.2, 0.6))]
+    if latest == "low":
+        tried = [tried[0], tried[2], tried[1]]
+    near, *_ = tried_next(allocator, aims(allocator, 0.45, 1.0), *tried)
+    assert allocator.lies_within(low, near)
+    assert allocator.lies_within(near, high)
+
+
+def test_nothing_lies_between_networks_that_all_cost_too_much(allocator):
+    least = allocator.solve(aims(allocator, 0.5, 1.0))
+    assert allocator.between(aims(allocator, 0.3, 1.0), least, None) is None
 
 
 def test_widths_inside_of_a_dropped_block_do_not_count(allocator):

@@ -124,10 +124,10 @@ class Allocator:
 
     def between(
         self, limits: Sequence[float], least: Allocation | None, most: Allocation | None
-    ) -> Allocation:
+    ) -> Allocation | None:
         """`solve` among the networks that have all of one and nothing that another one lacks.
 
-        Its certificate is about all networks, not only these.
+        Its certificate is about all networks, not only these. None if none of these keeps limits.
 
         Args:
             least: no width falls below what this one has, and none of its blocks goes.
@@ -136,6 +136,8 @@ class Allocator:
         options = (None if a is None else a.solution.assignment for a in (least, most))
         allowed, budgets = options_between(self.choices, *options), self._whole(limits)
         found = Solver(self.problem, gap=GAP, allowed=allowed).at(budgets)
+        if not found.assignment:
+            return None
         return self.read(found.among_more(self.solver.at(budgets), GAP))
 
     def lies_within(self, one: Allocation, other: Allocation) -> bool:

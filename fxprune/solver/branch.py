@@ -33,8 +33,6 @@ Mask = npt.NDArray[np.bool_]
 
 # Labels kept per join, and entries of the tables left for these: one attempt after the other.
 _ATTEMPTS = ((300, 4_000), (3_000, 1_500), (15_000, 1_500))
-# A point has a share in the mixture of the dual from here on.
-_SHARE = 1e-7
 
 
 class Part(Bundle):
@@ -147,8 +145,7 @@ def _by_labels(
 
 def _split(part: Part, model: Model, budgets: IntArray) -> tuple[int, Mask] | None:
     """A choice by which the points of the dual's mixture differ, and the lower of its options."""
-    weight = part.mixture(budgets)
-    mixed = [p.option for p, w in zip(part.points, weight, strict=True) if w > _SHARE]
+    mixed = [point.option for point in part.mixture(budgets)]
     if not mixed:
         return None
     low, high = np.min(mixed, axis=0), np.max(mixed, axis=0)

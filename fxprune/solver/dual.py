@@ -28,6 +28,7 @@ from fxprune.solver.problem import FloatArray, IntArray
 # Rounding errors of an elimination, relative to the model's magnitude, stay well below this.
 ROUNDING = 1e-11
 _ROUNDS = 500  # of cutting planes; real problems need about 10 per budget
+_SHARE = 1e-7  # of a mixture, from which on a point is in it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,8 +147,12 @@ class Bundle:
                 break
         return self.best(budgets)
 
-    def mixture(self, budgets: IntArray) -> FloatArray:
-        """Weights [points] of the mixture within the budgets that is worth most; 0 without one."""
+    def mixture(self, budgets: IntArray) -> list[Point]:
+        """The points of the mixture within the budgets that is worth most; none without one.
+
+        Args:
+            budgets: [K].
+        """
         use = np.array([point.use - budgets for point in self.points], dtype=np.float64)
         value = np.array([point.value for point in self.points])
         result = linprog(
@@ -157,7 +162,8 @@ class Bundle:
             A_eq=np.ones((1, len(use))),
             b_eq=np.ones(1),
         )
-        return np.zeros(len(use)) if result.x is None else np.asarray(result.x, dtype=np.float64)
+        shares = np.zeros(len(use)) if result.x is None else result.x
+        return [point for point, share in zip(self.points, shares, strict=True) if share > _SHARE]
 
 
 def _slope(use: FloatArray, value: FloatArray) -> tuple[FloatArray, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from fxprune.solver.solution import Solution, Status, distance_of, measure
 
 GAP = 1e-4
 PARTS = 200
-NO_LIMITS: Mapping[str, Collection[int]] = MappingProxyType({})
 
 
 def solve(problem: Problem, *, gap: float = GAP, parts: int = PARTS) -> Solution:
@@ -79,7 +77,7 @@ class Solver:
         *,
         gap: float = GAP,
         parts: int = PARTS,
-        allowed: Mapping[str, Collection[int]] = NO_LIMITS,
+        allowed: Mapping[str, Collection[int]] | None = None,
     ) -> None:
         if not (math.isfinite(gap) and gap >= 0):
             raise InputError(

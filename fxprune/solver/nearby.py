@@ -15,8 +15,6 @@ from fxprune.solver.dual import Bundle
 from fxprune.solver.model import Model, Point
 from fxprune.solver.problem import FloatArray, IntArray
 
-# Points whose share in the mixture of the dual is no less are corners next to the budgets.
-_SHARE = 1e-7
 # Pairs of changes that are measured, best estimate first.
 _PAIRS = 200
 # Changes that are looked at in pairs, best first.
@@ -30,16 +28,18 @@ def look_nearby(bundle: Bundle, budgets: IntArray) -> None:
     Args:
         budgets: [K].
     """
-    weights = bundle.mixture(budgets)
-    corners = [p for p, weight in zip(bundle.points, weights, strict=True) if weight > _SHARE]
     incumbent = bundle.incumbent(budgets)
-    for start in corners if incumbent is None else [*corners, incumbent]:
-        point = start
-        for _ in range(_ROUNDS):
-            better = _better(bundle.model, point, budgets)
-            if better is None or better.value <= bundle.worth(budgets):
-                break
-            point = bundle.learn(better)
+    for start in (*bundle.mixture(budgets), *([] if incumbent is None else [incumbent])):
+        _climb(bundle, start, budgets)
+
+
+def _climb(bundle: Bundle, point: Point, budgets: IntArray) -> None:
+    """From a point to better ones, as long as these are the best that the bundle knows."""
+    for _ in range(_ROUNDS):
+        better = _better(bundle.model, point, budgets)
+        if better is None or better.value <= bundle.worth(budgets):
+            break
+        point = bundle.learn(better)
 
 
 def _better(model: Model, point: Point, budgets: IntArray) -> Point | None:

@@ -49,14 +49,9 @@ class Solution:
             best: the answer found among all of these.
             gap: up to which this one is called optimal.
         """
-        if not self.assignment:
-            status: Status = "unknown" if best.assignment else best.status
-            return replace(
-                best, status=status, assignment={}, value=-math.inf, use=(), gap=math.inf
-            )
         bound = max(best.bound, self.value)
         distance = distance_of(self.value, bound)
-        status = "optimal" if distance <= gap else "feasible"
+        status: Status = "optimal" if distance <= gap else "feasible"
         return replace(
             self, status=status, bound=bound, gap=distance, prices=best.prices, floor=best.floor
         )
