@@ -30,7 +30,7 @@ from fxprune.backends import Settings
 from fxprune.budget import Budget
 from fxprune.choose import gauge_of
 from fxprune.files import write_text
-from fxprune.gauges import LatencyGauge
+from fxprune.gauges import CLEAR, LatencyGauge
 from fxprune.passes.allocate import Allocation, Allocator
 from fxprune.passes.allocation.forms import Forms
 from fxprune.passes.allocation.ladders import Ladder
@@ -176,7 +176,7 @@ def measure(prepared: Prepared, allocation: Allocation) -> float:
     module = prepared.slim(allocation, {})
     watch = prepared.timed[None].watch
     assert watch is not None
-    return 1 / watch.time(module, lambda times: True).share.value
+    return 1 / watch.time(module, lambda times: times.share.is_known_to(CLEAR)).share.value
 
 
 def latency_gauge(prepared: Prepared) -> LatencyGauge:

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 import fxprune
 from benchmarks.written import WrittenTable, machine
-from fxprune.backends import Backend, Engine, Settings, get_backend
+from fxprune.backends import Backend, Settings, get_backend
 from fxprune.backends.settings import Precision
-from fxprune.gauges import CLEAR
+from fxprune.compiled import Compiled, set_up
+from fxprune.gauges import CONFIRMED
 from fxprune.rounds import Round
-from fxprune.stopwatch import LEAST_TURNS, Times, compiled, race
+from fxprune.stopwatch import Times, race
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vgg16_bn",
@@ -48,10 +49,10 @@ COLUMNS = (
 )  # fmt: skip
 LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
-MOST_TIMES = 8
-"""How often slim and dense are measured at most, until their ratio is clear."""
-LEAST_TIMES = 4
-"""How often even so: a few seconds do not tell what changes within a minute."""
+LEAST_SECONDS = 15.0
+"""For which slim and dense are measured: a few seconds do not tell what changes within a minute."""
+MOST_SECONDS = 45.0
+"""For which they are measured on at most, until their ratio is clear."""
 
 
 def main() -> None:
@@ -121,11 +122,11 @@ def slim_to(
     budgets: Sequence[int],
     table: WrittenTable,
 ) -> None:
-    """Add the rows of one network on one backend, whose dense engine they share."""
+    """Add the rows of one network on one backend, which compiles the dense one once."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval().to(deployment.device)
     inputs = (torch.randn(deployment.batch, 3, 224, 224).to(deployment.device),)
-    dense = compiled(backend, deployment.settings, model, inputs)
+    dense = Compiled.of(backend, deployment.settings, model, inputs)
     for budget in budgets:
         cells = row(model, inputs, dense, backend, deployment.settings, budget)
         table.add(network, backend.name, f"{budget} %", *cells)
@@ -134,7 +135,7 @@ def slim_to(
 def row(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
-    dense: Sequence[Engine],
+    dense: Compiled,
     backend: Backend,
     settings: Settings,
     budget: int,
@@ -163,9 +164,10 @@ def row(
     known = f"{report.rounds[0].known[0]}" if report.rounds else "-"
     rehearsal = [f"{off_by(r):+.1f} %" for r in report.rounds if r.rehearsal] or ["-"]
     rounds = [r for r in report.rounds if not r.rehearsal]
-    engines = compiled(backend, settings, fxprune.finalize(slim, inputs), inputs)
-    first = race(dense, engines, inputs, lambda times: False, LEAST_TIMES)
-    times = race(dense, engines, inputs, clear, MOST_TIMES - LEAST_TIMES, first)
+    final = Compiled.of(backend, settings, fxprune.finalize(slim, inputs), inputs)
+    engines = set_up(dense, final)
+    first = race(*engines, inputs, lambda times: False, LEAST_SECONDS)
+    times = race(*engines, inputs, clear, MOST_SECONDS, first)
     share = times.share
     return [
         f"{1e3 * times.dense.seconds:.2f}",
@@ -183,7 +185,7 @@ def row(
 
 def clear(times: Times) -> bool:
     """Whether the share of the dense latency is known well enough."""
-    return times.slim.turns >= LEAST_TURNS and times.share.is_known_to(CLEAR)
+    return times.share.is_known_to(CONFIRMED)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""How much slower a network is just after another one has run: why turns begin with a warm-up.
+"""How much slower a network is just after another one has run: why a first call is not counted.
 
     python -m benchmarks.warm_up
     python -m benchmarks.warm_up mobilenet_v2 --backends openvino --after vgg16_bn

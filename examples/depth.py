@@ -22,13 +22,13 @@ from torch.nn import functional as F
 import fxprune
 from examples import digits
 from examples.demo import step
-from fxprune.backends import Settings
+from fxprune.backends import Settings, get_backend
+from fxprune.compiled import Compiled, set_up
 from fxprune.finalize import finalize
-from fxprune.measurement import ratio
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
 from fxprune.report import Report
-from fxprune.stopwatch import ENGINES, measure_networks
+from fxprune.stopwatch import race
 
 WAYS = {
     "widths": {"drop_blocks": False, "merge_layers": False},
@@ -37,6 +37,9 @@ WAYS = {
 }
 BACKEND = "onnxruntime"
 SETTINGS = Settings(threads=1)
+KNOWN = 0.01
+"""How well the ratio of two latencies is to be known, if this can be had in `SECONDS`."""
+SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,16 @@ def slimmed(
 
 
 def latency_share(model: nn.Module, slim: fx.GraphModule, image: torch.Tensor) -> float:
-    """Slim over dense latency: both compiled afresh a few times, and measured in turn."""
-    engines = [
-        [fxprune.compile(module, (image,), BACKEND, SETTINGS) for _ in range(ENGINES)]
-        for module in (model, slim)
-    ]
-    dense, narrow = measure_networks(engines, (image,))
-    return ratio(narrow, dense).value
+    """Slim over dense latency: both compiled afresh, and measured in turn."""
+    backend = get_backend(BACKEND)
+    dense, narrow = set_up(
+        *(
+            Compiled.of(backend, SETTINGS, module, (image,))
+            for module in (model, finalize(slim, (image,)))
+        )
+    )
+    times = race(dense, narrow, (image,), lambda times: times.share.is_known_to(KNOWN), SECONDS)
+    return times.share.value
 
 
 def _kernels(module: nn.Module) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fxprune import batches
+from fxprune import batches, turns
 from fxprune.axes import Atom
 from fxprune.backends import Backend, Engine, Settings, profiles
 from fxprune.cache import Cache, Key
 from fxprune.elsewhere import unknown
-from fxprune.measure import IN_TURN, PROTOCOL
+from fxprune.measure import PROTOCOL
 from fxprune.passes.allocation.ladders import Ladder
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import Captured
@@ -127,7 +127,7 @@ class Bench:
         backend = self.backend
         device, version = backend.device(self.device), backend.version()
         subject = f"{what} network {_structure(captured)}".lstrip()
-        protocol = " ".join([PROTOCOL, IN_TURN, profiles.PROTOCOL, *protocols])
+        protocol = " ".join([PROTOCOL, turns.PROTOCOL, profiles.PROTOCOL, *protocols])
         return Key(device, backend.name, version, self.settings, subject, protocol)
 
 

@@ -26,6 +26,8 @@ from fxprune.timed import Timed
 CLEAR = 0.01
 """How well the latency of a candidate is to be known, as a share of it: two thirds of how far the
 aim is from a limit."""
+ROUGHLY = 0.02
+"""The same for a network that is no candidate, but puts tables right."""
 CONFIRMED = 0.005
 """How well that of a candidate in the window is to be known when it is compiled once more, if this
 can be had in the time."""
@@ -212,7 +214,7 @@ class LatencyGauge(TimedGauge):
     """Seconds of one forward pass, as measured."""
 
     aim = 0.985
-    margin = 0.005
+    margin = 0.0075
 
     def __init__(self, budget: Budget, timed: Timed) -> None:
         super().__init__(budget, timed)
@@ -231,7 +233,9 @@ class LatencyGauge(TimedGauge):
     def rehearse(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         if self.familiar:
             return math.nan
-        found = self._seconds(self._watch.time(slim, lambda times: True))
+        found = self._seconds(
+            self._watch.time(slim, lambda times: times.share.is_known_to(ROUGHLY))
+        )
         self.learn(allocation)
         return found.value
 

@@ -2,13 +2,11 @@
 
 Noise only ever adds time, so the estimate is the 10th percentile of repeated calls, and the spread
 is how far its distribution-free 95 % confidence interval reaches from it (order statistics), as a
-share of it.  Where calls are taken in several turns, a whole turn can be slow, when a neighbour
-fills the caches that are shared, and the two networks that are compared do not suffer alike.  There
-what counts of a turn is its fastest call, and the estimate is the 5th percentile of the turns': one
-of the statistics whose ratios repeat best (`python -m benchmarks.noise`).
-
-Engines of one network may differ a little, since their tensors come to lie elsewhere in memory:
-`pooled` makes one measurement of several.
+share of it.  Where calls are taken in several turns, what counts of a turn is its fastest call, and
+the estimate is the 5th percentile of the turns': what the network takes undisturbed.  The ratio of
+two latencies is the median over the turns that were taken one beside the other: what slows down
+both of them cancels (`python -m benchmarks.noise`), and networks that suffer from neighbours by
+different shares are compared as they run on this machine.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -31,7 +30,10 @@ Clock = Literal["cpu", "wall", "cuda"]
 QUANTILE = 0.10
 QUANTILE_OF_TURNS = 0.05
 CONFIDENCE = 0.95
-BOOTSTRAPS = 2000
+BOOTSTRAPS = 400
+STRETCHES = 30
+"""Stretches of turns that follow one another, which make a bootstrap sample: a slow moment slows
+all the turns of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +119,28 @@ class Interval:
 
 
 def pooled(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of a network that was measured several times, of all turns together.
+    """One measurement of a network that was measured several times: all parts count alike.
 
-    Its spread tells how far one of them may be from it.  Turns are cut to the shortest.  Raises
-    `InputError` if clocks differ.
+    Its spread tells how far one of them may be from it.  Turns are cut to the shortest, and of the
+    longer parts as many are taken as the shortest has.  Raises `InputError` if clocks differ.
     """
     common("clocks", {part.clock for part in parts})
+    turns = min(part.turns for part in parts)
     each = min(len(part.samples) // part.turns for part in parts)
-    samples = tuple(
-        sample
+    cut = [
+        np.reshape(part.samples, (part.turns, -1))[_spaced(part.turns, turns), :each]
         for part in parts
-        for turn in np.reshape(part.samples, (part.turns, -1)).tolist()
-        for sample in turn[:each]
-    )
-    turns = sum(part.turns for part in parts)
-    found = Measurement.of(samples, turns, parts[0].clock, all(part.converged for part in parts))
+    ]
+    samples = np.concatenate(cut).ravel().tolist()
+    converged = all(part.converged for part in parts)
+    found = Measurement.of(samples, turns * len(parts), parts[0].clock, converged)
     apart = max(max(part.spread, abs(part.seconds / found.seconds - 1)) for part in parts)
     return replace(found, spread=apart)
+
+
+def _spaced(length: int, count: int) -> NDArray[np.intp]:
+    """So many places, evenly spaced from the first to the last."""
+    return np.linspace(0, length - 1, count).round().astype(np.intp)
 
 
 def interval(measurement: Measurement) -> Interval:
@@ -141,16 +148,15 @@ def interval(measurement: Measurement) -> Interval:
 
     Raises `InputError` if there are no turns to draw from.
     """
-    turns = _turns(measurement)
-    return _enclosed(measurement.seconds, _of_turns(_resampled(turns)))
+    return _interval(_turns(measurement))
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
-    """The ratio of two latencies that were measured together.
+    """The ratio of two latencies that were measured together: the median of that of their turns.
 
-    The confidence interval is a bootstrap over the pairs of turns, since the samples of one turn
-    are alike (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.6).  Raises
-    `InputError` if the two were not measured together, in turn.
+    The confidence interval is a bootstrap over blocks of turns that follow one another (Kuensch,
+    The Jackknife and the Bootstrap for General Stationary Observations, Annals of Statistics 17,
+    1989).  Raises `InputError` if the two were not measured together, in turn.
     """
     if (len(numerator.samples), numerator.turns) != (len(denominator.samples), denominator.turns):
         raise InputError(
@@ -158,9 +164,9 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    above, below = _turns(numerator), _turns(denominator)
-    shares = _of_turns(_resampled(above)) / _of_turns(_resampled(below))
-    return _enclosed(float(_of_turns(above) / _of_turns(below)), shares)
+    shares = _turns(numerator) / _turns(denominator)
+    medians = np.median(shares[_resampled(len(shares))], axis=1)
+    return _enclosed(float(np.median(shares)), medians)
 
 
 def _turns(measurement: Measurement) -> NDArray[np.float64]:
@@ -168,15 +174,22 @@ def _turns(measurement: Measurement) -> NDArray[np.float64]:
         raise InputError(
             "a latency that was not measured in turns has no interval",
             str(measurement),
-            "take it from a call of measure_interleaved with several engines",
+            "take it from a call of measure_interleaved",
         )
     return _units(measurement.samples, measurement.turns)
 
 
-def _resampled(turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bootstrap samples of turns, in rows; of equally many turns, always the same ones."""
-    drawn = np.random.default_rng(0).integers(len(turns), size=(BOOTSTRAPS, len(turns)))
-    return turns[drawn]
+def _interval(turns: NDArray[np.float64]) -> Interval:
+    resampled = np.quantile(turns[_resampled(len(turns))], QUANTILE_OF_TURNS, axis=1)
+    return _enclosed(float(np.quantile(turns, QUANTILE_OF_TURNS)), resampled)
+
+
+def _resampled(turns: int) -> NDArray[np.intp]:
+    """Places of turns in bootstrap samples, in rows; of equally many turns, always the same."""
+    length = ceil(turns / STRETCHES)
+    size = (BOOTSTRAPS, ceil(turns / length))
+    starts = np.random.default_rng(0).integers(turns - length + 1, size=size)
+    return (starts[:, :, None] + np.arange(length)).reshape(BOOTSTRAPS, -1)[:, :turns]
 
 
 def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
@@ -187,36 +200,30 @@ def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
 
 def estimate(samples: Sequence[float], turns: int) -> float:
     """Seconds per call, from samples in so many equal turns."""
-    return float(np.quantile(_units(samples, turns), _quantile(turns)))
-
-
-def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
-    """What is independent of each other: the fastest samples of turns, or samples."""
-    if turns == 1:
-        return np.array(samples)
-    return np.array(np.reshape(samples, (turns, -1)).min(axis=1))
-
-
-def _quantile(turns: int) -> float:
-    """The quantile of the units that is the estimate."""
-    return QUANTILE if turns == 1 else QUANTILE_OF_TURNS
-
-
-def _of_turns(turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The estimate from several turns, in the last dimension."""
-    return np.quantile(turns, QUANTILE_OF_TURNS, axis=-1)
+    if turns > 1:
+        return float(np.quantile(_units(samples, turns), QUANTILE_OF_TURNS))
+    return float(np.quantile(samples, QUANTILE))
 
 
 def spread(samples: Sequence[float], turns: int) -> float:
     """How far the confidence interval reaches from the estimate, relative to it.
 
-    The number of units below the true quantile is binomial, so two ranks enclose it whatever the
-    distribution (Conover, Practical Nonparametric Statistics, section 3.2). Of few units the
-    lower one would lie under the smallest, which stands in for it: noise only adds time.
+    Of one engine alone, the number of samples below the true quantile is binomial, so two ranks
+    enclose it whatever the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
+    Of few samples the lower one would lie under the smallest, which stands in for it: noise only
+    adds time.
     """
-    ordered, middle = np.sort(_units(samples, turns)), estimate(samples, turns)
-    low, high = _ranks(len(ordered), _quantile(turns))
+    if turns > 1:
+        found = _interval(_units(samples, turns))
+        return max(found.value - found.low, found.high - found.value) / found.value
+    ordered, middle = np.sort(samples), estimate(samples, turns)
+    low, high = _ranks(len(ordered), QUANTILE)
     return float(max(middle - ordered[low], ordered[high] - middle) / middle)
+
+
+def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
+    """The fastest samples of turns."""
+    return np.array(np.reshape(samples, (turns, -1)).min(axis=1))
 
 
 @cache

@@ -61,7 +61,7 @@ class Timed:
         inputs = captured.example_inputs
         watch = Stopwatch.start(backend, bench.settings, captured.module, inputs)
         tables = bench.tables(layers, ladders)
-        profile = bench.profile(watch.engines[0], inputs)
+        profile = bench.profile(watch.compiled.engine, inputs)
         seconds = watch.dense.seconds
         bench.remember(captured, seconds, profile)
         seen = bench.recall_seen(captured, analysis, seconds)
@@ -110,7 +110,7 @@ class Timed:
         if self.profile is None or self.watch is None or self.watch.latest is None:
             return self
         latest, times = self.watch.latest, self.watch.times[self.watch.latest.slim]
-        profile = self.bench.profile(latest.engines[0], self.captured.example_inputs)
+        profile = self.bench.profile(latest.compiled.engine, self.captured.example_inputs)
         if not profile:
             return self
         layers = [table.layer for table in self.layers]

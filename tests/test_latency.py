@@ -355,7 +355,7 @@ def test_a_latency_in_the_window_is_set_up_and_measured_once_more_and_both_count
 
 
 def test_a_latency_in_the_window_is_to_be_known_better_the_second_time():
-    clear_to_one_per_cent = np.linspace(0.584, 0.618, 16).tolist()
+    clear_to_one_per_cent = np.linspace(0.58, 0.6, 16).tolist()
     watch = ScriptedWatch(clear_to_one_per_cent, afterwards=[clear_to_one_per_cent, [0.586] * 99])
     used(watch)
     assert watch.times == 3

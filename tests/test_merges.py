@@ -11,6 +11,7 @@ from torch import nn
 import fxprune
 from fxprune import judge, prepare, stopwatch
 from fxprune.backends import Backend
+from fxprune.compiled import Compiled
 from fxprune.errors import PlanMismatch, VerificationError
 from fxprune.measurement import Measurement
 from fxprune.passes import kernels, verify_merged
@@ -74,12 +75,15 @@ def paper(monkeypatch, tmp_path):
     def told(engine, *rest):
         return Measurement(seconds(engine), 0.0, (seconds(engine),) * 2, "cpu", True, 2)
 
-    def in_turn(networks, inputs):
-        return [told(engines[0]) for engines in networks]
+    def in_turn(networks, *rest):
+        return {name: told(engines[0]) for name, (engines, _) in networks.items()}
 
     monkeypatch.setattr(kernels, "measure", told)
-    monkeypatch.setattr(stopwatch, "measure_networks", in_turn)
-    monkeypatch.setattr(stopwatch, "compiled", lambda backend, settings, module, inputs: (module,))
+    monkeypatch.setattr(stopwatch, "measure_interleaved", in_turn)
+    monkeypatch.setattr(
+        stopwatch.Compiled, "of", lambda backend, settings, module, *rest: Compiled(module, None, 0)
+    )
+    monkeypatch.setattr(stopwatch, "set_up", lambda *networks: [(n.engine,) for n in networks])
     monkeypatch.setattr(sys.modules["fxprune.optimize"], "summarise", lambda *found: None)
 
     def run(model, budget, **options):

@@ -1,0 +1,83 @@
+"""Networks compiled once and set up a few times, so that no engine's luck decides what is measured.
+
+Where the tensors of an engine come to lie in memory changes its latency, and engines that are set
+up one after the other share some of that luck (`python -m benchmarks.luck`). So those of networks
+that are compared are set up by turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+
+from torch import Tensor, nn
+
+from fxprune.backends.base import Backend, Engine
+from fxprune.backends.settings import Settings
+from fxprune.errors import BackendError
+from fxprune.sizes import weight_bytes
+
+ENGINES = 8
+"""How often networks are set up that are compared."""
+SETTING_UP = 5.0
+"""Seconds after which no further engines are made."""
+WEIGHTS = 2**28
+"""Bytes of weights in all engines of a network over which no further one is made: each holds them
+two or three times."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A network that was compiled.
+
+    Attributes:
+        engine: as it came from the compiler.
+        another: sets it up once more.
+        weights: bytes.
+    """
+
+    engine: Engine
+    another: Callable[[], Engine]
+    weights: int
+
+    @staticmethod
+    def of(
+        backend: Backend, settings: Settings, module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> Compiled:
+        """Compile a network; raises as `Backend.compile`."""
+        engine = backend.compile(module, inputs, settings)
+        # Exporters leave networks behind that refer to themselves, of which Python counts few.
+        gc.collect()
+        weights = weight_bytes(module)
+        folder = mkdtemp(prefix="fxprune")
+        path = Path(folder, "engine")
+        try:
+            engine.save(path)
+        except BackendError:  # nothing is compiled, so there is nothing to save
+            shutil.rmtree(folder)
+            return Compiled(engine, partial(backend.compile, module, inputs, settings), weights)
+        found = Compiled(engine, partial(backend.load, path), weights)
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+        return found
+
+
+def set_up(*networks: Compiled) -> list[tuple[Engine, ...]]:
+    """Engines of networks that are compared: equally many of each, made by turns.
+
+    Of large networks, these are the ones that came from the compiler.
+    """
+    count = min(ENGINES, *(WEIGHTS // max(network.weights, 1) for network in networks))
+    if count <= 1:
+        return [(network.engine,) for network in networks]
+    stop = time.perf_counter() + SETTING_UP
+    rounds = [[network.another() for network in networks]]
+    while len(rounds) < count and time.perf_counter() < stop:
+        rounds.append([network.another() for network in networks])
+    return [*zip(*rounds, strict=True)]

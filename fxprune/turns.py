@@ -1,0 +1,127 @@
+"""Networks measured in turn: how every latency is taken that is compared with another one.
+
+A shared machine changes its pace several times a second, by a tenth and more. Calls that follow one
+another closely are slowed down alike, so turns are short, and each one is compared with that beside
+it (`python -m benchmarks.noise`). Nothing waits for quiet moments, as kernels do: that makes turns
+fewer and further apart.
+
+A turn of a fast network begins with a call that is not counted: right after another one it finds
+the caches full of the other's weights, and takes up to a third longer than it does in service
+(`python -m benchmarks.warm_up`). A slow one fills them in a small part of a call.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from torch import Tensor
+
+from fxprune.backends.base import Engine
+from fxprune.errors import InputError
+from fxprune.measurement import Clock, Measurement, common
+from fxprune.sampler import Sampler, clock_of, undisturbed
+
+PROTOCOL = "turns/5"
+"""Version of the way of measuring in turn; figures of different versions must not be mixed."""
+
+LEAST_TURNS = 15
+"""Turns without which nothing is known for certain: of five, all of one network may be slow, and no
+interval tells."""
+TURN_SECONDS = 5e-3
+"""How long one turn of the slowest network is to be; the others take as many samples."""
+FAST = 0.02
+"""Seconds: turns begin with a call that is not counted where one of the fastest network takes
+less."""
+LOOK_SECONDS = 3.0
+"""After so long it is asked whether that is enough, again and again: the pace of a shared machine
+is to have changed some times by then."""
+STEADY = 0.03
+"""Spread down to which a latency has converged."""
+
+Found = Mapping[str, Measurement]
+"""What networks take, by name."""
+Networks = Mapping[str, tuple[Sequence[Engine], Sequence[Tensor]]]
+"""By name, the engines of each and what they are called with. Where there are several engines of a
+network, they take its turns one after the other."""
+
+
+def measure_interleaved(
+    networks: Networks, enough: Callable[[Found], bool], max_seconds: float
+) -> dict[str, Measurement]:
+    """The latencies of several networks, measured turn by turn in random order.
+
+    All get equally many turns, of which the fastest sample is kept. Raises `InputError` if there
+    are no engines or their clocks or thread counts differ, `BackendError` if one fails.
+
+    Args:
+        enough: whether what was found will do; asked now and then, and when time is up.
+        max_seconds: after which to stop in any case, but for the least number of turns. Setting up
+            comes on top.
+    """
+    engines = [(engine, inputs) for some, inputs in networks.values() for engine in some]
+    clock = common("clocks", {clock_of(engine, inputs) for engine, inputs in engines})
+    threads = common("thread counts", {engine.settings.threads for engine, _ in engines})
+    if not all(some for some, _ in networks.values()):
+        raise InputError("a network without engines cannot be measured", "measure_interleaved")
+    measured = [engine for engine, _ in engines]
+    with undisturbed(measured, threads):
+        players = _Players.of(networks, clock)
+    samples: dict[str, list[float]] = {name: [] for name in networks}
+    shuffled = random.Random(0)
+    start = look = time.perf_counter()
+    turns = 0
+    while True:
+        look = min(look + LOOK_SECONDS, start + max_seconds)
+        with undisturbed(measured, threads):
+            while turns < LEAST_TURNS or time.perf_counter() < look:
+                for name in shuffled.sample(list(samples), len(samples)):
+                    samples[name].append(players.turn(name, turns))
+                turns += 1
+        found = {name: _measurement(taken, clock) for name, taken in samples.items()}
+        if enough(found) or time.perf_counter() >= start + max_seconds:
+            return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Players:
+    """Networks that take turns.
+
+    samplers: of the engines of each.
+    count: samples in one turn.
+    warm_up: whether one more goes first that is not counted.
+    """
+
+    samplers: Mapping[str, Sequence[Sampler]]
+    count: int
+    warm_up: bool
+
+    @staticmethod
+    def of(networks: Networks, clock: Clock) -> _Players:
+        """Call every engine once, and see how long a call of each network takes."""
+        samplers: dict[str, list[Sampler]] = {}
+        seconds: list[float] = []
+        for name, (engines, inputs) in networks.items():
+            first, *others = (Sampler.of(e.runner(*inputs), clock) for e in engines)
+            fastest = first.warm_up()
+            for sampler in others:
+                sampler.sample()
+            samplers[name] = [sampler.long_enough(fastest) for sampler in (first, *others)]
+            seconds.append(fastest * samplers[name][0].calls)
+        return _Players(samplers, max(ceil(TURN_SECONDS / max(seconds)), 1), min(seconds) < FAST)
+
+    def turn(self, name: str, number: int) -> float:
+        """Seconds of the fastest sample in one turn of a network."""
+        engines = self.samplers[name]
+        sampler = engines[number % len(engines)]
+        if self.warm_up:
+            sampler.sample()
+        return min(sampler.sample() for _ in range(self.count))
+
+
+def _measurement(samples: Sequence[float], clock: Clock) -> Measurement:
+    found = Measurement.of(samples, len(samples), clock, converged=True)
+    return replace(found, converged=found.spread <= STEADY)
