@@ -51,7 +51,7 @@ def benchmark(
     settings: Settings | None = None,
     timing: Timing | None = None,
 ) -> Measurement:
-    """Latency of `module` on the backend, with its spread, as little disturbed as may be."""
+    """Latency of `module` on the backend, with its spread, measured as every table entry is."""
     inputs = _positional(example_inputs)
     return measure(compile(module, inputs, backend, settings), inputs, timing)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from fxprune.backends.base import Engine
-from fxprune.measurement import Clock, Measurement, spread
+from fxprune.measurement import Clock, Measurement
 from fxprune.quiet import Patience
 from fxprune.sampler import Sampler, clock_of, undisturbed
 
@@ -54,11 +54,11 @@ def measure(engine: Engine, inputs: Sequence[Tensor], timing: Timing | None = No
         sampler = sampler.long_enough(sampler.warm_up(timing.warm_up))
         samples: list[float] = []
         stop = time.perf_counter() + timing.max_seconds
-        converged = False
-        while not converged and (not samples or time.perf_counter() < stop):
+        while True:
             if clock == "cpu":
                 Patience(patience).wait()
             samples.append(sampler.sample())
-            enough = len(samples) >= timing.min_samples
-            converged = enough and spread(samples, 1) <= timing.tolerance
-    return Measurement.of(samples, 1, clock, converged)
+            found = Measurement.of(samples, clock, converged=True)
+            enough = len(samples) >= timing.min_samples and found.spread <= timing.tolerance
+            if enough or time.perf_counter() >= stop:
+                return replace(found, converged=enough)

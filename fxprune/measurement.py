@@ -11,11 +11,11 @@ different shares are compared as they run on this machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,11 @@ class Measurement:
     """A latency: `seconds` per call, and how well it is known.
 
     spread: how far the 95 % confidence interval reaches from `seconds`, as a share of it.
-    samples: seconds per call of every sample, in the order in which they were taken.
+    samples: seconds per call, in the order in which they were taken; of several in one turn, the
+        fastest.
     clock: what was read: CPU time of the process, wall-clock time, or CUDA events.
     converged: whether the spread came down to what was asked for.
-    turns: number of equal parts in which the samples were taken.
+    in_turn: whether each sample is a turn, taken beside that of another network.
     """
 
     seconds: float
@@ -52,13 +53,16 @@ class Measurement:
     samples: tuple[float, ...]
     clock: Clock
     converged: bool
-    turns: int = 1
+    in_turn: bool = False
 
     @classmethod
-    def of(cls, samples: Sequence[float], turns: int, clock: Clock, converged: bool) -> Measurement:
+    def of(
+        cls, samples: Sequence[float], clock: Clock, *, converged: bool, in_turn: bool = False
+    ) -> Measurement:
         """What these samples come to."""
-        seconds, apart = estimate(samples, turns), spread(samples, turns)
-        return cls(seconds, apart, tuple(samples), clock, converged, turns)
+        found = _interval(np.array(samples)) if in_turn else _alone(samples)
+        apart = max(found.value - found.low, found.high - found.value) / found.value
+        return cls(found.value, apart, tuple(samples), clock, converged, in_turn)
 
     @property
     def median(self) -> float:
@@ -79,22 +83,6 @@ class Measurement:
             f"{len(self.samples)} samples, {self.clock} clock",
             "measure longer, use one thread, or leave the machine to this process alone",
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "seconds": self.seconds,
-            "spread": self.spread,
-            "samples": list(self.samples),
-            "clock": self.clock,
-            "converged": self.converged,
-            "turns": self.turns,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        """From `to_json`."""
-        return cls(**{**data, "samples": tuple(data["samples"])})
 
     def __str__(self) -> str:
         note = "" if self.converged else " (not converged)"
@@ -119,21 +107,16 @@ class Interval:
 
 
 def pooled(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of a network that was measured several times: all parts count alike.
+    """One measurement of a network that was measured in turn several times: all count alike.
 
-    Its spread tells how far one of them may be from it.  Turns are cut to the shortest, and of the
-    longer parts as many are taken as the shortest has.  Raises `InputError` if clocks differ.
+    Its spread tells how far one of them may be from it.  Of the longer ones, as many turns are
+    taken as the shortest has.  Raises `InputError` if clocks differ.
     """
-    common("clocks", {part.clock for part in parts})
-    turns = min(part.turns for part in parts)
-    each = min(len(part.samples) // part.turns for part in parts)
-    cut = [
-        np.reshape(part.samples, (part.turns, -1))[_spaced(part.turns, turns), :each]
-        for part in parts
-    ]
-    samples = np.concatenate(cut).ravel().tolist()
+    clock = common("clocks", {part.clock for part in parts})
+    count = min(len(part.samples) for part in parts)
+    samples = [part.samples[place] for part in parts for place in _spaced(len(part.samples), count)]
     converged = all(part.converged for part in parts)
-    found = Measurement.of(samples, turns * len(parts), parts[0].clock, converged)
+    found = Measurement.of(samples, clock, converged=converged, in_turn=True)
     apart = max(max(part.spread, abs(part.seconds / found.seconds - 1)) for part in parts)
     return replace(found, spread=apart)
 
@@ -158,7 +141,7 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
     The Jackknife and the Bootstrap for General Stationary Observations, Annals of Statistics 17,
     1989).  Raises `InputError` if the two were not measured together, in turn.
     """
-    if (len(numerator.samples), numerator.turns) != (len(denominator.samples), denominator.turns):
+    if len(numerator.samples) != len(denominator.samples):
         raise InputError(
             "the ratio of two latencies needs paired samples",
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
@@ -170,13 +153,13 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
 
 
 def _turns(measurement: Measurement) -> NDArray[np.float64]:
-    if measurement.turns == 1:
-        raise InputError(
-            "a latency that was not measured in turns has no interval",
-            str(measurement),
-            "take it from a call of measure_interleaved",
-        )
-    return _units(measurement.samples, measurement.turns)
+    if measurement.in_turn:
+        return np.array(measurement.samples)
+    raise InputError(
+        "a latency that was not measured in turns has no interval",
+        str(measurement),
+        "take it from a call of measure_interleaved",
+    )
 
 
 def _interval(turns: NDArray[np.float64]) -> Interval:
@@ -198,32 +181,18 @@ def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def estimate(samples: Sequence[float], turns: int) -> float:
-    """Seconds per call, from samples in so many equal turns."""
-    if turns > 1:
-        return float(np.quantile(_units(samples, turns), QUANTILE_OF_TURNS))
-    return float(np.quantile(samples, QUANTILE))
+def _alone(samples: Sequence[float]) -> Interval:
+    """Seconds per call of one engine alone.
 
-
-def spread(samples: Sequence[float], turns: int) -> float:
-    """How far the confidence interval reaches from the estimate, relative to it.
-
-    Of one engine alone, the number of samples below the true quantile is binomial, so two ranks
-    enclose it whatever the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
-    Of few samples the lower one would lie under the smallest, which stands in for it: noise only
-    adds time.
+    The number of samples below the true quantile is binomial, so two ranks enclose it whatever the
+    distribution (Conover, Practical Nonparametric Statistics, section 3.2). Of few samples the
+    lower one would lie under the smallest, which stands in for it: noise only adds time.
     """
-    if turns > 1:
-        found = _interval(_units(samples, turns))
-        return max(found.value - found.low, found.high - found.value) / found.value
-    ordered, middle = np.sort(samples), estimate(samples, turns)
+    ordered = np.sort(samples)
     low, high = _ranks(len(ordered), QUANTILE)
-    return float(max(middle - ordered[low], ordered[high] - middle) / middle)
-
-
-def _units(samples: Sequence[float], turns: int) -> NDArray[np.float64]:
-    """The fastest samples of turns."""
-    return np.array(np.reshape(samples, (turns, -1)).min(axis=1))
+    return Interval(
+        float(np.quantile(samples, QUANTILE)), float(ordered[low]), float(ordered[high])
+    )
 
 
 @cache

@@ -81,8 +81,9 @@ class Stopwatch:
         """Compile and measure the dense network."""
         compiled = Compiled.of(backend, settings, module, inputs)
         (engines,) = set_up(compiled)
-        networks = {"dense": (engines, inputs)}
-        found = measure_interleaved(networks, lambda f: f["dense"].converged, DENSE_SECONDS)
+        found = measure_interleaved(
+            {"dense": engines}, inputs, lambda found: found["dense"].converged, DENSE_SECONDS
+        )
         return Stopwatch(backend, settings, inputs, compiled, found["dense"])
 
     def time(self, slim: fx.GraphModule, enough: Callable[[Times], bool]) -> Times:
@@ -148,5 +149,6 @@ def race(
 
     if before and enough(before):
         return before
-    networks = {"dense": (dense, inputs), "slim": (slim, inputs)}
-    return told(measure_interleaved(networks, lambda found: enough(told(found)), max_seconds))
+    networks = {"dense": dense, "slim": slim}
+    found = measure_interleaved(networks, inputs, lambda found: enough(told(found)), max_seconds)
+    return told(found)

@@ -21,7 +21,6 @@ from math import ceil
 from torch import Tensor
 
 from fxprune.backends.base import Engine
-from fxprune.errors import InputError
 from fxprune.measurement import Clock, Measurement, common
 from fxprune.sampler import Sampler, clock_of, undisturbed
 
@@ -44,13 +43,13 @@ STEADY = 0.03
 
 Found = Mapping[str, Measurement]
 """What networks take, by name."""
-Networks = Mapping[str, tuple[Sequence[Engine], Sequence[Tensor]]]
-"""By name, the engines of each and what they are called with. Where there are several engines of a
-network, they take its turns one after the other."""
 
 
 def measure_interleaved(
-    networks: Networks, enough: Callable[[Found], bool], max_seconds: float
+    networks: Mapping[str, Sequence[Engine]],
+    inputs: Sequence[Tensor],
+    enough: Callable[[Found], bool],
+    max_seconds: float,
 ) -> dict[str, Measurement]:
     """The latencies of several networks, measured turn by turn in random order.
 
@@ -58,25 +57,24 @@ def measure_interleaved(
     are no engines or their clocks or thread counts differ, `BackendError` if one fails.
 
     Args:
+        networks: engines of each, by name; several of one take its turns one after the other.
+        inputs: what all of them are called with.
         enough: whether what was found will do; asked now and then, and when time is up.
         max_seconds: after which to stop in any case, but for the least number of turns. Setting up
             comes on top.
     """
-    engines = [(engine, inputs) for some, inputs in networks.values() for engine in some]
-    clock = common("clocks", {clock_of(engine, inputs) for engine, inputs in engines})
-    threads = common("thread counts", {engine.settings.threads for engine, _ in engines})
-    if not all(some for some, _ in networks.values()):
-        raise InputError("a network without engines cannot be measured", "measure_interleaved")
-    measured = [engine for engine, _ in engines]
-    with undisturbed(measured, threads):
-        players = _Players.of(networks, clock)
+    engines = [engine for some in networks.values() for engine in some]
+    clock = common("clocks", {clock_of(engine, inputs) for engine in engines})
+    threads = common("thread counts", {engine.settings.threads for engine in engines})
+    with undisturbed(engines, threads):
+        players = _Players.of(networks, inputs, clock)
     samples: dict[str, list[float]] = {name: [] for name in networks}
     shuffled = random.Random(0)
     start = look = time.perf_counter()
     turns = 0
     while True:
         look = min(look + LOOK_SECONDS, start + max_seconds)
-        with undisturbed(measured, threads):
+        with undisturbed(engines, threads):
             while turns < LEAST_TURNS or time.perf_counter() < look:
                 for name in shuffled.sample(list(samples), len(samples)):
                     samples[name].append(players.turn(name, turns))
@@ -100,11 +98,13 @@ class _Players:
     warm_up: bool
 
     @staticmethod
-    def of(networks: Networks, clock: Clock) -> _Players:
+    def of(
+        networks: Mapping[str, Sequence[Engine]], inputs: Sequence[Tensor], clock: Clock
+    ) -> _Players:
         """Call every engine once, and see how long a call of each network takes."""
         samplers: dict[str, list[Sampler]] = {}
         seconds: list[float] = []
-        for name, (engines, inputs) in networks.items():
+        for name, engines in networks.items():
             first, *others = (Sampler.of(e.runner(*inputs), clock) for e in engines)
             fastest = first.warm_up()
             for sampler in others:
@@ -123,5 +123,5 @@ class _Players:
 
 
 def _measurement(samples: Sequence[float], clock: Clock) -> Measurement:
-    found = Measurement.of(samples, len(samples), clock, converged=True)
+    found = Measurement.of(samples, clock, converged=True, in_turn=True)
     return replace(found, converged=found.spread <= STEADY)

@@ -111,6 +111,6 @@ def test_a_slim_network_keeps_its_budget_as_measured(name: str, tmp_path: Path) 
         progress=False,
     )
     networks = {"dense": model, "slim": slim}
-    engines = {n: ([fxprune.compile(m, (x,), name, settings)], (x,)) for n, m in networks.items()}
-    found = measure_interleaved(engines, lambda found: False, 5.0)
+    engines = {n: [fxprune.compile(m, (x,), name, settings)] for n, m in networks.items()}
+    found = measure_interleaved(engines, (x,), lambda found: False, 5.0)
     assert 0.5 < ratio(found["slim"], found["dense"]).value < 0.65

@@ -333,7 +333,7 @@ def beside_dense(shares):
 
 def turns(seconds):
     """A measurement with one sample in each turn."""
-    return Measurement(seconds[0], 0.0, tuple(seconds), "cpu", True, len(seconds))
+    return Measurement(seconds[0], 0.0, tuple(seconds), "cpu", True, in_turn=True)
 
 
 def used(watch):

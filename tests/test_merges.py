@@ -73,10 +73,10 @@ def paper(monkeypatch, tmp_path):
     """`optimize` on a backend whose latencies are a formula."""
 
     def told(engine, *rest):
-        return Measurement(seconds(engine), 0.0, (seconds(engine),) * 2, "cpu", True, 2)
+        return Measurement(seconds(engine), 0.0, (seconds(engine),) * 2, "cpu", True, in_turn=True)
 
     def in_turn(networks, *rest):
-        return {name: told(engines[0]) for name, (engines, _) in networks.items()}
+        return {name: told(engines[0]) for name, engines in networks.items()}
 
     monkeypatch.setattr(kernels, "measure", told)
     monkeypatch.setattr(stopwatch, "measure_interleaved", in_turn)

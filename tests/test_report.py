@@ -31,7 +31,7 @@ from fxprune.rounds import Round
 
 def measured(seconds: float) -> Measurement:
     samples = (seconds, 1.01 * seconds)
-    return Measurement(seconds, spread=0.012, samples=samples, clock="cpu", converged=True, turns=2)
+    return Measurement(seconds, 0.012, samples, "cpu", converged=True, in_turn=True)
 
 
 LAYERS = (
