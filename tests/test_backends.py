@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fxprune.backends import (
     Backend,
@@ -550,6 +552,39 @@ def test_a_profile_knows_the_kernels_that_hardswish_is_made_of() -> None:
     seconds = backend.profile(backend.compile(captured, INPUTS), INPUTS)
     assert seconds is not None
     assert {key for key in seconds if "Reorder" not in key} == {"_0", "_1"}
+
+
+class _Normalised(nn.Module):
+    """Normalises what it copies first, and has layers that are fused in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        self.linear = nn.Linear(64, 64)
+        self.linear_1 = nn.Linear(64, 64)
+        self.stem = nn.Conv2d(64, 64, 1)
+        self.batch_norm = nn.BatchNorm2d(64)
+        self.convolution = nn.Conv2d(64, 64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.permute(0, 2, 3, 1))
+        y = self.linear(y[:, 0, 0]) + F.relu(self.linear_1(y[:, 1, 1]))
+        x = self.batch_norm(F.relu(self.stem(x)))
+        return self.convolution(F.relu(x)) + y[:, :, None, None]
+
+
+@every_onnx_backend
+def test_a_profile_counts_every_kernel_once_and_finds_its_node(name: str) -> None:
+    backend = needs(name)
+    captured = fx.symbolic_trace(_Normalised().eval())
+    inputs = (torch.randn(1, 64, 48, 48),)
+    seconds = backend.profile(backend.compile(captured, inputs), inputs)
+    assert seconds is not None
+    unnumbered = [re.sub(r"\d+", "", kernel) for kernel in seconds if kernel.startswith("[")]
+    generated = [kernel for kernel in unnumbered if "Reorder" not in kernel]
+    assert len(generated) == len(set(generated))
+    assert {"linear", "convolution"} <= seconds.keys()
+    assert not [kernel for kernel in generated if "_bn" in kernel or "Gemm" in kernel]
 
 
 @every_onnx_backend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/6"
+PROTOCOL = "kernels/7"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 PROFILED_RUNS = 40
@@ -26,11 +26,14 @@ def typical(seconds: Sequence[float]) -> float:
 
 
 def by_node(seconds: Mapping[str, Sequence[float]], nodes: Mapping[str, str]) -> dict[str, float]:
-    """Sum the kernels of each fx node; what no node asked for stays under "[kernel name]"."""
+    """Sum the kernels of each fx node; what no node asked for stays under "[kernel name]".
+
+    Compilers name kernels after their nodes, with what they made of them: "fused" in front, after
+    a slash, or "_bn" for what has become of a normalisation.
+    """
     total: dict[str, float] = {}
     for kernel, runs in seconds.items():
-        # Compilers append what they made of a node after a slash.
-        origin, _, _ = kernel.partition("/")
+        origin = kernel.removeprefix("fused ").partition("/")[0].removesuffix("_bn")
         key = nodes.get(kernel) or nodes.get(origin) or f"[{kernel}]"
         total[key] = total.get(key, 0.0) + typical(runs)
     return total
