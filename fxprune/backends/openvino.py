@@ -6,7 +6,7 @@ https://docs.openvino.ai/2026/api/api_reference.html
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,10 +115,8 @@ class OpenVinoBackend(Backend):
         )
 
         def seconds() -> float:
-            arrays, found = engine.arrays(inputs), defaultdict[str, list[float]](list)
-            for compiled in copies:
-                _append(found, _kernel_means(compiled, arrays, REGION_RUNS, {"Reorder"}))
-            return sum(map(typical, found.values()))
+            means = _means_of_all(copies, engine.arrays(inputs), REGION_RUNS, {"Reorder"})
+            return sum(map(typical, means.values()))
 
         return lambda: self.attempt(f"time the region {region.signature()}", seconds)
 
@@ -150,9 +148,9 @@ class OpenVinoBackend(Backend):
 
         assert isinstance(engine, OpenVinoEngine)
         first = _compiled(engine.model, engine.settings, profiled=True)
-        arrays, seconds = engine.arrays(inputs), defaultdict[str, list[float]](list)
-        for compiled in _set_up(first, engine.settings, PROFILE_ROUNDS):
-            _append(seconds, _kernel_means(compiled, arrays, PROFILED_RUNS // PROFILE_ROUNDS))
+        copies = _set_up(first, engine.settings, PROFILE_ROUNDS)
+        runs = PROFILED_RUNS // PROFILE_ROUNDS
+        seconds = _means_of_all(copies, engine.arrays(inputs), runs)
         by_origin = onnx_model.nodes_by_kernel(engine.model)
         nodes = {
             kernel: by_origin[origin]
@@ -172,8 +170,8 @@ def _region_model(region: Region, settings: Settings) -> bytes:
 def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
     """A model with performance counters, set up so many times, as luck differs between these.
 
-    It is not compiled anew: that takes three times as long, and numbers the kernels anew that no
-    node gives a name to.
+    It is not compiled anew: that takes longer, and numbers the kernels anew that no node gives a
+    name to, so that each would count as several.
     """
     import openvino
 
@@ -183,9 +181,15 @@ def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
         yield openvino.Core().import_model(exported, "CPU", _options(settings, profiled=True))
 
 
-def _append(seconds: defaultdict[str, list[float]], means: Mapping[str, float]) -> None:
-    for kernel, mean in means.items():
-        seconds[kernel].append(mean)
+def _means_of_all(
+    copies: Iterable[Any], arrays: list[Any], runs: int, without: Set[str] = frozenset()
+) -> dict[str, list[float]]:
+    """What `_kernel_means` tells of each copy of a model, by kernel."""
+    found = defaultdict[str, list[float]](list)
+    for compiled in copies:
+        for kernel, mean in _kernel_means(compiled, arrays, runs, without).items():
+            found[kernel].append(mean)
+    return found
 
 
 def _kernel_means(
