@@ -2,10 +2,10 @@
 
     python -m benchmarks.quiet --out docs/quiet.md
 
-Kernels are set up and timed as for latency tables, again and again, now at once and now when a
-moment is quiet. *Median* and *worst tenth* are of those timings, the latter over the fastest of
-all; *seconds* is what one takes, setting up included. Backends that the file has already are not
-run again.
+Kernels are set up and timed side by side, as for latency tables, again and again, now at once and
+now when a moment is quiet. *Median* and *worst tenth* are of those timings, the latter over the
+fastest of all; *seconds* is what one model with all of them takes, setting up included. Backends
+that the file has already are not run again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Region, get_backend
+from fxprune.passes.kernels import TOGETHER
 from fxprune.quiet import Canary
 
 REGIONS = {
@@ -60,35 +61,40 @@ def main() -> None:
 
 def compare(backend: Backend, seconds: float, table: WrittenTable) -> None:
     """Add the rows of one backend."""
-    told: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    keys = [(kernel, way) for kernel in REGIONS for way in WAYS]
+    told: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    took: dict[str, list[float]] = {way: [] for way in WAYS}
     shuffled = random.Random(0)
-    timed(backend, REGIONS[keys[0][0]])  # what is made once in a process is made now
+    timed(backend)  # what is made once in a process is made now
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
-        for kernel, way in shuffled.sample(keys, len(keys)):
+        for way in shuffled.sample([*WAYS], len(WAYS)):
+            start = time.perf_counter()
             with WAYS[way]():
-                told.setdefault((kernel, way), []).append(timed(backend, REGIONS[kernel]))
-    for kernel, way in keys:
-        figures, took = np.array(told[kernel, way]).T
-        fastest = min(figure for other in WAYS for figure, _ in told[kernel, other])
-        table.add(
-            backend.name,
-            kernel,
-            way,
-            f"{len(figures)}",
-            f"{1e6 * np.median(figures):.1f}",
-            f"{np.quantile(figures, 0.9) / fastest:.2f}",
-            f"{np.mean(took):.3f}",
-        )
+                told[way].append(timed(backend))
+            took[way].append(time.perf_counter() - start)
+    figures = {way: np.array(told[way]) for way in WAYS}
+    fastest = np.concatenate([*figures.values()]).min(axis=0)
+    for place, kernel in enumerate(REGIONS):
+        for way in WAYS:
+            own = figures[way][:, place]
+            table.add(
+                backend.name,
+                kernel,
+                way,
+                f"{len(own)}",
+                f"{1e6 * np.median(own):.1f}",
+                f"{np.quantile(own, 0.9) / fastest[place]:.2f}",
+                f"{np.mean(took[way]):.2f}",
+            )
 
 
-def timed(backend: Backend, region: Region) -> tuple[float, float]:
-    """Seconds of a kernel, and seconds that telling them took."""
-    start = time.perf_counter()
-    timer = backend.region_timer(region)
-    assert timer is not None, "both backends tell kernels from networks"
-    return timer(), time.perf_counter() - start
+def timed(backend: Backend) -> list[float]:
+    """Seconds of every kernel, each the mean of those of a few that are alike."""
+    regions = [*REGIONS.values()]
+    found = backend.region_seconds(regions * (TOGETHER // len(regions)))
+    assert found is not None, "both backends tell kernels from networks"
+    means: list[float] = np.reshape(found, (-1, len(regions))).mean(axis=0).tolist()
+    return means
 
 
 if __name__ == "__main__":

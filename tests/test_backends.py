@@ -8,6 +8,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -593,14 +594,12 @@ def test_a_region_in_a_network_is_told_apart_from_the_changes_of_layout_around_i
 ) -> None:
     backend = needs(name)
     region = Region("conv", 1, 64, 64, spatial=(14, 14), kernel=(1, 1), residual=True)
-    timer = backend.region_timer(region)
-    assert timer is not None
-    inside = timer()
+    told = backend.region_seconds([region, region.with_widths(128, 128), region])
+    assert told is not None
     alone = measure(backend.compile_region(region), region.inputs(), Timing(tolerance=0.05))
-    assert 0.1 * alone.seconds < inside < 0.9 * alone.seconds
-    wider = backend.region_timer(region.with_widths(128, 128))
-    assert wider is not None
-    assert wider() > 2 * inside
+    assert 0.1 * alone.seconds < told[0] < 0.9 * alone.seconds
+    assert told[1] > 2 * told[0]
+    assert 0.5 * told[0] < told[2] < 2 * told[0]
 
 
 def test_what_a_compiler_raises_while_a_kernel_is_timed_becomes_an_error_of_ours(
@@ -612,10 +611,10 @@ def test_what_a_compiler_raises_while_a_kernel_is_timed_becomes_an_error_of_ours
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(LoggedSession, "logged", fail)
-    timer = get_backend("onnxruntime").region_timer(Region("linear", 1, 8, 8))
-    assert timer is not None
-    with pytest.raises(BackendError, match=r"cannot time the region linear .*out of memory"):
-        timer()
+    linear = Region("linear", 1, 8, 8)
+    for some, named in ([linear], r"linear .* bias"), ([linear] * 3, r"linear .* and 2 others"):
+        with pytest.raises(BackendError, match=f"cannot time the region {named}: out of memory"):
+            get_backend("onnxruntime").region_seconds(some)
 
 
 def test_a_residual_is_added_within_the_convolution_as_in_a_network() -> None:
@@ -626,12 +625,12 @@ def test_a_residual_is_added_within_the_convolution_as_in_a_network() -> None:
     if not any("Reorder" in key for key in seconds):
         pytest.skip("ONNX Runtime has no blocked layout for this kind of CPU")
     kernels = {key for key in seconds if "Reorder" not in key}
-    assert kernels == {"[x.Conv]", "[residual.pool]"}
+    assert kernels == {"[x.Conv]", "[pool.residual]"}
 
 
 def test_a_backend_that_cannot_tell_says_so() -> None:
     region = Region("linear", 1, 8, 8)
-    assert get_backend("eager").region_timer(region) is None
+    assert get_backend("eager").region_seconds([region]) is None
 
 
 def regions() -> Iterator[Region]:
@@ -657,6 +656,22 @@ def regions() -> Iterator[Region]:
         yield Region("conv_transpose", 1, 4, 8, 1, (5, 5), (3, 3), residual=residual)
     for spatial, bias in itertools.product(((), (5,)), (True, False)):
         yield Region("linear", 2, 8, 12, spatial=spatial, bias=bias, activation="gelu")
+
+
+@every_onnx_backend
+def test_every_kind_of_region_is_told_among_the_others(name: str) -> None:
+    told = needs(name).region_seconds(list(regions()))
+    assert told is not None
+    assert len(told) == len(list(regions()))
+    assert min(told) > 0.0
+
+
+@every_onnx_backend
+def test_all_kernels_of_a_region_count(name: str) -> None:
+    bare = Region("conv_transpose", 1, 32, 32, 1, (28, 28), (3, 3))
+    told = needs(name).region_seconds([bare, replace(bare, activation="relu"), bare])
+    assert told is not None
+    assert told[1] > 0.5 * min(told[0], told[2])
 
 
 @pytest.mark.parametrize("name", [*ONNX_BACKENDS, "inductor"])

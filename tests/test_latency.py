@@ -43,7 +43,7 @@ class FormulaBackend:
     def version(self):
         return "1"
 
-    def region_timer(self, region, settings, device):
+    def region_seconds(self, regions, settings, device):
         return None
 
     def compile_region(self, region, settings, device):
@@ -66,6 +66,26 @@ def prepared(model, x, multiple_of=4):
     layers = find_layers(captured.module, analysis)
     choices = Choices(build_ladders(analysis, multiple_of))
     return captured, analysis, layers, choices
+
+
+class Telling(FormulaBackend):
+    """Tells what regions take in a network, but not what some cannot be asked for."""
+
+    def __init__(self, refused=lambda regions: False):
+        super().__init__()
+        self.asked, self.refused = [], refused
+
+    def region_seconds(self, regions, settings, device):
+        self.asked.append(regions)
+        if self.refused(regions):
+            raise BackendError("the kernels crashed")
+        return [seconds_of(region) for region in regions]
+
+
+def measured(backend, path, model=None):
+    _, _, layers, choices = prepared(model or small_resnet(16), images(1))
+    with Cache(path / "cache.sqlite") as cache:
+        return kernels.measure_layers(layers, choices, backend, Settings(), "cpu", 4, cache)
 
 
 def test_regions_fuse_norm_residual_and_activation():
@@ -150,16 +170,14 @@ def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
 
 
 def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):
-    class Telling(FormulaBackend):
-        def region_timer(self, region, settings, device):
-            return lambda: 2 * seconds_of(region)
+    class Slow(FormulaBackend):
+        def region_seconds(self, regions, settings, device):
+            return [2 * seconds_of(region) for region in regions]
 
-    _, _, layers, choices = prepared(small_resnet(16), images(1))
-    backend = Telling()
-    with Cache(tmp_path / "cache.sqlite") as cache:
-        tables = kernels.measure_layers(layers, choices, backend, Settings(), "cpu", 4, cache)
+    backend = Slow()
+    (first, *_) = measured(backend, tmp_path)
     assert backend.compiled == []
-    assert tables[0].at({}) == pytest.approx(2 * seconds_of(layers[0].region))
+    assert first.at({}) == pytest.approx(2 * seconds_of(first.layer.region))
 
 
 def test_nothing_is_measured_twice(formula, tmp_path):
@@ -379,23 +397,37 @@ def test_a_latency_that_is_not_clear_yet_is_measured_on():
     assert watch.times == 2
 
 
-@pytest.mark.parametrize(("limit", "most", "together"), [("READY", 3, 3), ("NUMBERS", 1, 1)])
-def test_a_few_kernels_are_set_up_before_they_are_timed(
-    limit, most, together, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(kernels, f"MOST_{limit}", most)
-    done = []
+def test_kernels_are_timed_side_by_side_always_as_many(tmp_path):
+    backend = Telling()
+    tables = measured(backend, tmp_path)
+    assert {len(some) for some in backend.asked} == {kernels.TOGETHER}
+    assert tables[0].at({}) == pytest.approx(seconds_of(tables[0].layer.region))
 
-    class Telling(FormulaBackend):
-        def region_timer(self, region, settings, device):
-            done.append("set up")
-            return lambda: done.append("timed") or seconds_of(region)
 
-    _, _, layers, choices = prepared(small_resnet(16), images(1))
-    with Cache(tmp_path / "cache.sqlite") as cache:
-        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
-    assert done[: 2 * together] == ["set up"] * together + ["timed"] * together
-    assert done.count("set up") == done.count("timed") > 2 * together
+def test_a_kernel_that_is_missing_is_timed_with_those_that_are_known(tmp_path):
+    narrow = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1))
+    measured(Telling(), tmp_path, narrow)
+    again = Telling()
+    wider = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1))
+    measured(again, tmp_path, wider)
+    (asked, *_) = again.asked
+    assert {(r.in_width, r.out_width) for r in asked} > {(3, 16), (16, 4)}
+    once = Telling()
+    measured(once, tmp_path, wider)
+    assert once.asked == []
+
+
+def test_kernels_of_many_numbers_are_timed_with_fewer_others(tmp_path, monkeypatch):
+    most = 4 * max(layer.region.numbers for layer in prepared(small_resnet(16), images(1))[2])
+    monkeypatch.setattr(kernels, "MOST_NUMBERS", most)
+    backend = Telling()
+    measured(backend, tmp_path)
+    numbers = [sum(region.numbers for region in some) for some in backend.asked]
+    assert most / 2 < max(numbers) <= most
+    monkeypatch.setattr(kernels, "MOST_NUMBERS", 1)
+    backend = Telling()
+    measured(backend, tmp_path / "other")
+    assert {len(some) for some in backend.asked} == {1}
 
 
 def test_all_tensors_of_a_kernel_count_for_how_many_are_set_up():
@@ -403,17 +435,17 @@ def test_all_tensors_of_a_kernel_count_for_how_many_are_set_up():
     assert region.numbers == 4 * 64 + 2 * 6 * 64 + 6 * 2 * 9
 
 
-def test_an_error_while_a_kernel_is_timed_names_the_layer(tmp_path):
-    def fails():
-        raise BackendError("the kernel crashed")
+def test_of_kernels_that_fail_side_by_side_the_one_that_fails_alone_is_named(tmp_path):
+    def crashes(regions):
+        return any(region.kernel == (1, 1) and region.in_width == 16 for region in regions)
 
-    class Telling(FormulaBackend):
-        def region_timer(self, region, settings, device):
-            return fails
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3))
+    with pytest.raises(BackendError, match=r"the kernels crashed\. layer 1\."):
+        measured(Telling(crashes), tmp_path, model)
 
-    _, _, layers, choices = prepared(small_resnet(16), images(1))
-    with (
-        Cache(tmp_path / "cache.sqlite") as cache,
-        pytest.raises(BackendError, match=r"layer blocks\.1\.conv2"),
-    ):
-        kernels.measure_layers(layers, choices, Telling(), Settings(), "cpu", 4, cache)
+
+def test_kernels_that_are_too_many_at_once_are_timed_in_halves(tmp_path):
+    backend = Telling(lambda regions: len(regions) > 8)
+    tables = measured(backend, tmp_path)
+    assert {len(some) for some in backend.asked} == {32, 16, 8}
+    assert tables[0].at({}) == pytest.approx(seconds_of(tables[0].layer.region))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -139,16 +139,16 @@ class Backend(ABC):
         # Its first dimension may be another one than the network's batch.
         return self.compile(module, inputs, replace(settings or Settings(), batch_range=None))
 
-    def region_timer(
-        self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> Callable[[], float] | None:
-        """Set a region up; what is returned, called once, tells its seconds inside a network.
+    def region_seconds(
+        self, regions: Sequence[Region], settings: Settings | None = None, device: str = "cpu"
+    ) -> list[float] | None:
+        """What each of these takes inside a network, seconds: all are set up and run together.
 
         That is without the changes of layout at its borders, which a network mostly spares and
         which can cost more than a small region itself.  Where a backend cannot tell, this is None:
         measure the engine of `compile_region`.  Version of the procedure: `profiles.PROTOCOL`.
         """
-        del region, settings, device
+        del regions, settings, device
         return None
 
     def load(self, path: str | Path) -> Engine:

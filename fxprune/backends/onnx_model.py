@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -86,6 +86,11 @@ def pack(model: onnx.ModelProto, settings: Settings, signature: Signature) -> by
     """Serialise a model with what is needed to load it as an engine again."""
     manifest = {"settings": settings.to_json(), "signature": signature.to_json()}
     helper.set_model_props(model, {_MANIFEST: json.dumps(manifest, sort_keys=True)})
+    return serialize(model)
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """The model in one file; raises `BackendError` where it is too large for that."""
     if (size := model.ByteSize()) >= PROTOBUF_LIMIT:
         raise BackendError(
             f"the ONNX model has {size / 1e9:.1f} GB, more than the 2 GB that one file may have",
@@ -104,8 +109,11 @@ def unpack(data: bytes, where: str) -> tuple[Settings, Signature]:
     return Settings.from_json(manifest["settings"]), Signature.from_json(manifest["signature"])
 
 
-def region_model(region: Region) -> onnx.ModelProto:
-    """A region holding `region.weights()`; its inputs are those of `region.inputs()`, in order."""
+def region_model(region: Region, prefix: str = "") -> onnx.ModelProto:
+    """A region holding `region.weights()`; its inputs are those of `region.inputs()`, in order.
+
+    All names begin with `prefix`.
+    """
     weight, bias = region.weights()
     # Rows of a batch are multiplied by a transposed constant; a plain batch is one Gemm.
     matmul = region.operator == "linear" and len(region.spatial) == 1
@@ -120,13 +128,36 @@ def region_model(region: Region) -> onnx.ModelProto:
     if region.activation:
         nodes += _activation(region.activation, nodes[-1].output[0])
     shapes = {"x": region.in_shape} | ({"residual": region.out_shape} if region.residual else {})
-    graph = helper.make_graph(
+    for node in nodes:
+        node.name = prefix + node.name
+        for names in (node.input, node.output):
+            names[:] = [prefix + name for name in names]
+    return _model(
         nodes,
-        "region",
-        [_value(name, shape) for name, shape in shapes.items()],
+        [_value(prefix + name, shape) for name, shape in shapes.items()],
         [_value(nodes[-1].output[0], region.out_shape)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        [numpy_helper.from_array(array, prefix + name) for name, array in constants.items()],
     )
+
+
+def side_by_side(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """One model that does what all of these do; no name may occur in two of them."""
+    graphs = [model.graph for model in models]
+    return _model(
+        [node for graph in graphs for node in graph.node],
+        [value for graph in graphs for value in graph.input],
+        [value for graph in graphs for value in graph.output],
+        [constant for graph in graphs for constant in graph.initializer],
+    )
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    constants: Sequence[onnx.TensorProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "region", inputs, outputs, constants)
     opset = helper.make_opsetid("", OPSET)
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-RESIDUAL_POOL = "residual.pool"
-"""Name of the node that `pool_residual` adds."""
-
 
 def expand_hardswish(model: onnx.ModelProto) -> None:
     """Write hard-swish as x * hardsigmoid(x), as ONNX Runtime itself does, but with names.
@@ -33,17 +30,14 @@ def expand_hardswish(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def pool_residual(model: onnx.ModelProto, dims: int) -> None:
-    """Pass the input `residual` through a pooling of size 1.
+def pool_input(model: onnx.ModelProto, name: str, dims: int) -> None:
+    """Pass one of the inputs through a pooling of size 1, called "pool.<name>".
 
     ONNX Runtime adds a residual within a convolution only if it comes in the blocked layout, as it
     does in a network but not from outside.
     """
+    pooled = f"pool.{name}"
     for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "residual":
-                node.input[index] = RESIDUAL_POOL
-    pool = helper.make_node(
-        "MaxPool", ["residual"], [RESIDUAL_POOL], RESIDUAL_POOL, kernel_shape=[1] * dims
-    )
+        node.input[:] = [pooled if value == name else value for value in node.input]
+    pool = helper.make_node("MaxPool", [name], [pooled], pooled, kernel_shape=[1] * dims)
     model.graph.node.insert(0, pool)

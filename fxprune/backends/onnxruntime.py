@@ -5,23 +5,26 @@ https://onnxruntime.ai/docs/api/python/api_summary.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
 from fxprune.backends.onnxruntime_session import feed, options_for, session_of
-from fxprune.backends.profiles import PROFILED_RUNS, by_node, typical
+from fxprune.backends.profiles import PROFILED_RUNS, by_node
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
 from fxprune.backends.signature import Signature
 from fxprune.files import atomic_path
 
-REGION_RUNS = 16
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+REGION_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -82,35 +85,35 @@ class OnnxRuntimeBackend(Backend):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
+        from fxprune.backends import onnx_model
+
         settings = settings or Settings()
         self.require(settings, region.inputs(device))
-        model, signature = _region_model(region, settings), Signature.of_region(region)
+        signature = Signature.of_region(region)
+        model = onnx_model.pack(_written(region), settings, signature)
         return self.attempt(
             f"compile the region {region.signature()}",
             lambda: self._engine(model, settings, signature),
         )
 
-    def region_timer(
-        self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> Callable[[], float]:
-        """Tells the region's own kernels, from the log of a session with nothing else."""
-        from fxprune.backends.onnx_rewrites import RESIDUAL_POOL
+    def region_seconds(
+        self, regions: Sequence[Region], settings: Settings | None = None, device: str = "cpu"
+    ) -> list[float]:
+        """Seconds of each region's own kernels, from the log of a session with all of them."""
+        from fxprune.backends.onnx_regions import SideBySide
         from fxprune.backends.onnxruntime_log import LoggedSession
 
-        settings, inputs = settings or Settings(), region.inputs(device)
-        self.require(settings, inputs)
-        model = _region_model(region, settings)
-        logged = self.attempt(
-            f"compile the region {region.signature()}",
-            lambda: LoggedSession(model, settings),
-        )
-        borders = ("ReorderInput", "ReorderOutput", RESIDUAL_POOL)
+        settings = settings or Settings()
+        self.require(settings, regions[0].inputs(device))
+        some = SideBySide.of(regions, _written)
 
-        def seconds() -> float:
-            kernels = logged.kernel_seconds(inputs, REGION_RUNS)
-            return sum(typical(r) for name, r in kernels.items() if not name.startswith(borders))
+        def seconds() -> list[float]:
+            logged = LoggedSession(some.model, settings)
+            return some.seconds(
+                by_node(logged.kernel_seconds(some.inputs, REGION_RUNS), some.nodes)
+            )
 
-        return lambda: self.attempt(f"time the region {region.signature()}", seconds)
+        return self.attempt(f"time {some}", seconds)
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -133,14 +136,15 @@ class OnnxRuntimeBackend(Backend):
         return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
 
 
-def _region_model(region: Region, settings: Settings) -> bytes:
+def _written(region: Region, prefix: str = "") -> ModelProto:
+    """The model of a region, as ONNX Runtime meets it within a network."""
     from fxprune.backends import onnx_model, onnx_rewrites
 
-    model = onnx_model.region_model(region)
+    model = onnx_model.region_model(region, prefix)
     onnx_rewrites.expand_hardswish(model)
     if region.residual and region.operator == "conv":
-        onnx_rewrites.pool_residual(model, len(region.kernel))
-    return onnx_model.pack(model, settings, Signature.of_region(region))
+        onnx_rewrites.pool_input(model, f"{prefix}residual", len(region.kernel))
+    return model
 
 
 BACKEND = OnnxRuntimeBackend()

@@ -6,7 +6,7 @@ https://docs.openvino.ai/2026/api/api_reference.html
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import PATIENCE_OF_A_RUN, PROFILED_RUNS, by_node, typical
+from fxprune.backends.profiles import PATIENCE_OF_A_RUN, by_node
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
@@ -23,10 +23,12 @@ from fxprune.errors import BackendError
 from fxprune.files import atomic_path
 from fxprune.quiet import Patience
 
-PROFILE_ROUNDS = 4
-PROFILE_WARM_UP = 2
-REGION_ROUNDS = 2
-REGION_RUNS = 8
+PROFILED_ENGINES = 16
+REGION_ENGINES = 8
+"""Whether a kernel's tensors lie well is luck, and a neighbour may come at any time: many engines
+that are run a few times tell more of a kernel than a few that are run often."""
+RUNS_OF_AN_ENGINE = 2
+"""After one that does not count."""
 
 
 @dataclass(frozen=True)
@@ -93,41 +95,40 @@ class OpenVinoBackend(Backend):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
+        from fxprune.backends import onnx_model
+
         settings = settings or Settings()
         self.require(settings)
-        return self._region_engine(region, _region_model(region, settings), settings)
-
-    def region_timer(
-        self, region: Region, settings: Settings | None = None, device: str = "cpu"
-    ) -> Callable[[], float]:
-        """Tells the region's own kernels, by the counters of a network with nothing else.
-
-        Alone, a region turns its input into the layout that its kernel reads and its result back,
-        which takes longer than many a kernel, and which a network does once for all of its layers.
-        """
-        settings = settings or Settings()
-        self.require(settings)
-        model, inputs = _region_model(region, settings), region.inputs(device)
-        engine = self._region_engine(region, model, settings, profiled=True)
-        copies = self.attempt(
-            f"set the region {region.signature()} up",
-            lambda: [*_set_up(engine.compiled, settings, REGION_ROUNDS)],
-        )
-
-        def seconds() -> float:
-            means = _means_of_all(copies, engine.arrays(inputs), REGION_RUNS, {"Reorder"})
-            return sum(map(typical, means.values()))
-
-        return lambda: self.attempt(f"time the region {region.signature()}", seconds)
-
-    def _region_engine(
-        self, region: Region, model: bytes, settings: Settings, *, profiled: bool = False
-    ) -> OpenVinoEngine:
         signature = Signature.of_region(region)
+        model = onnx_model.pack(onnx_model.region_model(region), settings, signature)
         return self.attempt(
             f"compile the region {region.signature()}",
-            lambda: self._engine(model, settings, signature, profiled=profiled),
+            lambda: self._engine(model, settings, signature),
         )
+
+    def region_seconds(
+        self, regions: Sequence[Region], settings: Settings | None = None, device: str = "cpu"
+    ) -> list[float]:
+        """Seconds of each region's own kernels, by the counters of a model with all of them.
+
+        A region turns its input into the layout that its kernel reads and its result back, which
+        takes longer than many a kernel, and which a network does once for all of its layers.
+        """
+        from fxprune.backends.onnx_regions import SideBySide
+
+        del device
+        settings = settings or Settings()
+        self.require(settings)
+        some = SideBySide.of(regions)
+
+        def seconds() -> list[float]:
+            first = _compiled(some.model, settings, profiled=True)
+            arrays = [tensor.numpy() for tensor in some.inputs]
+            engines = _set_up(first, settings, REGION_ENGINES)
+            means = _means_of_all(engines, arrays, {"Reorder"})
+            return some.seconds(by_node(means, _nodes(first, some.nodes)))
+
+        return self.attempt(f"time {some}", seconds)
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -135,10 +136,8 @@ class OpenVinoBackend(Backend):
         data = path.read_bytes()
         return self._engine(data, *onnx_model.unpack(data, str(path)))
 
-    def _engine(
-        self, model: bytes, settings: Settings, signature: Signature, *, profiled: bool = False
-    ) -> OpenVinoEngine:
-        compiled = _compiled(model, settings, profiled=profiled)
+    def _engine(self, model: bytes, settings: Settings, signature: Signature) -> OpenVinoEngine:
+        compiled = _compiled(model, settings)
         used = _used_inputs(compiled, model, len(signature.shapes))
         return OpenVinoEngine(self.name, settings, signature, model, compiled, used)
 
@@ -148,23 +147,10 @@ class OpenVinoBackend(Backend):
 
         assert isinstance(engine, OpenVinoEngine)
         first = _compiled(engine.model, engine.settings, profiled=True)
-        copies = _set_up(first, engine.settings, PROFILE_ROUNDS)
-        runs = PROFILED_RUNS // PROFILE_ROUNDS
-        seconds = _means_of_all(copies, engine.arrays(inputs), runs)
-        by_origin = onnx_model.nodes_by_kernel(engine.model)
-        nodes = {
-            kernel: by_origin[origin]
-            for kernel, origins in _origins(first).items()
-            for origin in reversed(origins)
-            if origin in by_origin
-        }
-        return by_node(seconds, by_origin | nodes)
-
-
-def _region_model(region: Region, settings: Settings) -> bytes:
-    from fxprune.backends import onnx_model
-
-    return onnx_model.pack(onnx_model.region_model(region), settings, Signature.of_region(region))
+        engines = _set_up(first, engine.settings, PROFILED_ENGINES)
+        means = _means_of_all(engines, engine.arrays(inputs))
+        ran = {kernel: some for kernel, some in means.items() if any(some)}
+        return by_node(ran, _nodes(first, onnx_model.nodes_by_kernel(engine.model)))
 
 
 def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
@@ -182,55 +168,63 @@ def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
 
 
 def _means_of_all(
-    copies: Iterable[Any], arrays: list[Any], runs: int, without: Set[str] = frozenset()
+    engines: Iterable[Any], arrays: list[Any], without: Set[str] = frozenset()
 ) -> dict[str, list[float]]:
-    """What `_kernel_means` tells of each copy of a model, by kernel."""
+    """What `_kernel_means` tells of engines of one model, by kernel."""
     found = defaultdict[str, list[float]](list)
-    for compiled in copies:
-        for kernel, mean in _kernel_means(compiled, arrays, runs, without).items():
+    for compiled in engines:
+        for kernel, mean in _kernel_means(compiled, arrays, without).items():
             found[kernel].append(mean)
     return found
 
 
 def _kernel_means(
-    compiled: Any, arrays: list[Any], runs: int, without: Set[str] = frozenset()
+    compiled: Any, arrays: list[Any], without: Set[str] = frozenset()
 ) -> dict[str, float]:
-    """Mean seconds of each kernel over so many runs after warming up.
+    """Mean seconds of each kernel over a few runs.
 
-    OpenVINO tells the average over all runs so far, so that of the warm-up is taken off.
+    OpenVINO tells the average over all runs so far, so that of the first is taken off.
 
     Args:
         without: types of kernels to leave out.
     """
-    request, patience = compiled.create_infer_request(), Patience(runs * PATIENCE_OF_A_RUN)
-    totals: list[dict[str, float]] = []
-    done = 0
-    for more in (PROFILE_WARM_UP, runs):
-        for _ in range(more):
-            patience.wait()
-            request.infer(arrays)
-        done += more
-        totals.append(
-            {
-                kernel.node_name: kernel.real_time.total_seconds() * done
-                for kernel in request.profiling_info
-                if kernel.node_type not in without
-            }
-        )
-    before, after = totals
-    means = {name: (after[name] - before[name]) / runs for name in after}
-    return {name: mean for name, mean in means.items() if mean > 0.0}
+    request = compiled.create_infer_request()
+    patience = Patience(RUNS_OF_AN_ENGINE * PATIENCE_OF_A_RUN)
 
+    def totals(count: int) -> dict[str, float]:
+        return {
+            kernel.node_name: kernel.real_time.total_seconds() * count
+            for kernel in request.profiling_info
+            if kernel.node_type not in without
+        }
 
-def _origins(compiled: Any) -> dict[str, list[str]]:
-    """The ONNX nodes that were fused into each kernel."""
-    kernels = compiled.get_runtime_model().get_ordered_ops()
-    infos = {kernel.get_friendly_name(): kernel.get_rt_info() for kernel in kernels}
+    request.infer(arrays)
+    first = totals(1)
+    for _ in range(RUNS_OF_AN_ENGINE):
+        patience.wait()
+        request.infer(arrays)
+    all_of_them = totals(1 + RUNS_OF_AN_ENGINE)
     return {
-        name: info["originalLayersNames"].astype(str).split(",")
-        for name, info in infos.items()
-        if "originalLayersNames" in info
+        name: max(total - first[name], 0.0) / RUNS_OF_AN_ENGINE
+        for name, total in all_of_them.items()
     }
+
+
+def _nodes(compiled: Any, by_origin: Mapping[str, str]) -> dict[str, str]:
+    """The nodes of kernels, by name: of the first that was fused into each and has one.
+
+    Args:
+        by_origin: nodes by what ONNX calls them.
+    """
+    found = dict(by_origin)
+    for kernel in compiled.get_runtime_model().get_ordered_ops():
+        info = kernel.get_rt_info()
+        if "originalLayersNames" not in info:
+            continue
+        for origin in reversed(info["originalLayersNames"].astype(str).split(",")):
+            if origin in by_origin:
+                found[kernel.get_friendly_name()] = by_origin[origin]
+    return found
 
 
 def _used_inputs(compiled: Any, model: bytes, count: int) -> tuple[int, ...]:

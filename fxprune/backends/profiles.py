@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/7"
+PROTOCOL = "kernels/8"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 PROFILED_RUNS = 40

@@ -7,11 +7,13 @@ out not to be a straight line. Measurements are cached, and shared between layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import random
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
+from itertools import cycle, islice, product
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,14 +35,17 @@ from fxprune.passes.stairs import Stairs
 
 Array = NDArray[np.float64]
 Corners = tuple[tuple[int, ...], ...]
+Wanted = tuple[Region, Layer]
+"""A kernel, and a layer that it is measured for."""
 
 # Shares of the dense width at which a kernel is measured, besides the smallest one: always, and
 # where a straight line through those is further off than the tolerance.
 COARSE = (0.5, 1.0)
 FINE = (0.25, 0.5, 0.75, 1.0)
 TOLERANCE = 0.03
-# Kernels that are set up before any of them is timed, and numbers in their tensors.
-MOST_READY = 32
+# Kernels that are timed side by side: about as many as a network has, in which they are to run as
+# they do there; fewer where their tensors hold more numbers than this.
+TOGETHER = 32
 MOST_NUMBERS = 2**24
 KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
 # The widths that a probe does not vary need not be larger: the pattern is the same.
@@ -95,7 +100,7 @@ class _Clock:
     step: Callable[[int, int], None] | None
     known: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, regions: Iterable[tuple[Region, Layer]]) -> None:
+    def measure(self, regions: Iterable[Wanted]) -> None:
         """Have all of these known; an error names the layer that a region is for."""
         needed = {region.signature(): (region, layer) for region, layer in regions}
         total = len(self.known.keys() | needed.keys())
@@ -105,11 +110,9 @@ class _Clock:
         for name, entry in kept.items():
             if entry is not None:
                 self._know(name, float(entry["seconds"]), total)
-        missing = {name: needed[name] for name, entry in kept.items() if entry is None}
+        missing = {name: needed.pop(name) for name, entry in kept.items() if entry is None}
         for batch in _batches(missing):
-            ready = {name: self._timer(*pair) for name, pair in batch.items()}
-            for name in batch:
-                seconds = ready.pop(name)()
+            for name, seconds in self._timed(batch, needed.values()):
                 self.cache.put(self._key(name), {"seconds": seconds})
                 self._know(name, seconds, total)
 
@@ -128,12 +131,35 @@ class _Clock:
         if self.step is not None:
             self.step(len(self.known), total)
 
-    def _timer(self, region: Region, layer: Layer) -> Callable[[], float]:
-        """Set one kernel up, to be timed by the backend's own profile or else by the clock."""
-        with _naming(layer):
-            told = self.backend.region_timer(region, self.settings, self.device)
-        # The kernel runs later; its errors name the layer as well.
-        return _naming(layer)(told or partial(self._by_the_clock, region))
+    def _timed(
+        self, batch: Mapping[str, Wanted], known: Collection[Wanted]
+    ) -> Iterator[tuple[str, float]]:
+        """Seconds of every kernel of a batch, by the backend's own profile or else by the clock."""
+        some = [*batch.values(), *_company(batch.values(), known)]
+        together = self._side_by_side(some)
+        if together is None:
+            for name, (region, layer) in batch.items():
+                with _naming(layer):
+                    yield name, self._by_the_clock(region)
+            return
+        told = defaultdict[str, list[float]](list)
+        for (region, _), seconds in zip(some, together, strict=True):
+            told[region.signature()].append(seconds)
+        yield from ((name, fmean(told[name])) for name in batch)
+
+    def _side_by_side(self, some: Sequence[Wanted]) -> list[float] | None:
+        """Seconds of kernels that run together, if the backend can tell."""
+        regions = [region for region, _ in some]
+        if len(some) == 1:
+            with _naming(some[0][1]):
+                return self.backend.region_seconds(regions, self.settings, self.device)
+        try:
+            return self.backend.region_seconds(regions, self.settings, self.device)
+        except FxpruneError:
+            # One of them fails, and is to be found; or all of them are too many at once.
+            middle = len(some) // 2
+            halves = [self._side_by_side(half) for half in (some[:middle], some[middle:])]
+            return [seconds for half in halves for seconds in half or ()]
 
     def _by_the_clock(self, region: Region) -> float:
         # Compiled one by one: it may take seconds, after which it is known and kept.
@@ -141,20 +167,30 @@ class _Clock:
         return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
 
 
-def _batches(
-    wanted: Mapping[str, tuple[Region, Layer]],
-) -> Iterator[dict[str, tuple[Region, Layer]]]:
-    """As many at once as are set up together, so that a quiet moment times many of them."""
-    batch: dict[str, tuple[Region, Layer]] = {}
-    numbers = 0
-    for name, (region, layer) in wanted.items():
-        if batch and (len(batch) == MOST_READY or numbers + region.numbers > MOST_NUMBERS):
+def _batches(wanted: Mapping[str, Wanted]) -> Iterator[dict[str, Wanted]]:
+    """As many at once as are timed together, of all kinds: a network has all kinds, too."""
+    batch: dict[str, Wanted] = {}
+    for name in random.Random(0).sample(list(wanted), len(wanted)):
+        if len(batch) == TOGETHER or (batch and not _fit([*batch.values(), wanted[name]])):
             yield batch
-            batch, numbers = {}, 0
-        batch[name] = region, layer
-        numbers += region.numbers
+            batch = {}
+        batch[name] = wanted[name]
     if batch:
         yield batch
+
+
+def _company(batch: Collection[Wanted], known: Collection[Wanted]) -> Iterator[Wanted]:
+    """What is timed with a batch to make it as many: what is known already, or else itself."""
+    others = cycle(random.Random(0).sample([*(known or batch)], len(known or batch)))
+    some = [*batch]
+    for other in islice(others, TOGETHER):
+        if len(some) < TOGETHER and _fit([*some, other]):
+            some.append(other)
+            yield other
+
+
+def _fit(some: Iterable[Wanted]) -> bool:
+    return sum(region.numbers for region, _ in some) <= MOST_NUMBERS
 
 
 @contextmanager
