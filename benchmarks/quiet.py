@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Region, get_backend
-from fxprune.passes.kernels import TOGETHER
+from fxprune.passes.together import TOGETHER
 from fxprune.quiet import Canary
 
 REGIONS = {

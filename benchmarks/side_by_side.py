@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,15 +32,15 @@ from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
-from fxprune.passes.kernels import TOGETHER
 from fxprune.passes.layers import find_layers
 from fxprune.passes.seen import Seen
 from fxprune.passes.slim import slim
+from fxprune.passes.together import batches, company
 
 NETWORKS = ("resnet50", "mobilenet_v3_large", "regnet_y_400mf", "shufflenet_v2_x1_0")
 COLUMNS = ("network", "backend", "timed", "kernels", "dense", "half", "ms per kernel")
 Profile = Mapping[str, float]
-Timer = Callable[[Backend, Sequence[Region]], list[float]]
+Timer = Callable[[Backend, Sequence[Region]], Mapping[Region, float]]
 
 
 def main() -> None:
@@ -57,7 +56,7 @@ def main() -> None:
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
     for network in arguments.networks:
         for name in arguments.backends:
-            if not table.has(network, name, "alone"):
+            if not table.has(network, name, [*TIMERS][-1]):
                 for row in compare(network, get_backend(name)):
                     table.add(network, name, *row)
 
@@ -91,35 +90,40 @@ def compare(network: str, backend: Backend) -> list[list[str]]:
     named = [layer for layer in layers if all(layer.node in some for some in profiles)]
     regions = [[layer.at(sizes) for layer in named] for sizes in (dense, half)]
     wanted = list(dict.fromkeys(region for some in regions for region in some))
-    random.Random(0).shuffle(wanted)
     rows = []
     for way, timed in TIMERS.items():
         start = time.perf_counter()
-        seconds = dict(zip(wanted, timed(backend, wanted), strict=True))
+        seconds = timed(backend, wanted)
         took = time.perf_counter() - start
         off = [
             [math.log(some[layer.node] / seconds[r]) for layer, r in zip(named, at, strict=True)]
             for some, at in zip(profiles, regions, strict=True)
         ]
-        change = [slim - dense for dense, slim in zip(*off, strict=True)]
+        change = [after - before for before, after in zip(*off, strict=True)]
         spreads = (f"{pstdev(some):.2f}" for some in (off[0], change))
         rows.append([way, f"{len(wanted)}", *spreads, f"{1e3 * took / len(wanted):.0f}"])
     return rows
 
 
-def alone(backend: Backend, regions: Sequence[Region]) -> list[float]:
+def alone(backend: Backend, regions: Sequence[Region]) -> dict[Region, float]:
     """Seconds of each, in a model of its own."""
-    return [seconds for region in regions for seconds in backend.region_seconds([region]) or ()]
+    return {region: told(backend, [region])[0] for region in regions}
 
 
-def side_by_side(backend: Backend, regions: Sequence[Region]) -> list[float]:
+def side_by_side(backend: Backend, regions: Sequence[Region]) -> dict[Region, float]:
     """Seconds of each, in models with others."""
-    found: list[float] = []
-    for start in range(0, len(regions), TOGETHER):
-        some = regions[start : start + TOGETHER]
-        company = regions[: TOGETHER - len(some)]
-        found += (backend.region_seconds([*some, *company]) or [])[: len(some)]
+    found: dict[Region, float] = {}
+    for batch in batches(regions):
+        some = [*batch, *company(batch, found)]
+        found |= zip(batch, told(backend, some), strict=False)
     return found
+
+
+def told(backend: Backend, regions: Sequence[Region]) -> list[float]:
+    """Seconds of these in one model."""
+    seconds = backend.region_seconds(regions)
+    assert seconds is not None, "both backends tell kernels from networks"
+    return seconds
 
 
 TIMERS: Mapping[str, Timer] = {"alone": alone, "side by side": side_by_side}

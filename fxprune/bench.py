@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from fxprune.passes.layers import Layer
 from fxprune.passes.seen import Seen
 from fxprune.progress import Tell
 
-SEEN = "seen/3"
+SEEN = "seen/4"
 """Version of what is kept of slim networks; others are not read."""
 
 KEPT = 3
@@ -50,9 +50,16 @@ class Bench:
     tell: Tell
 
     def tables(
-        self, layers: Sequence[Layer], ladders: Mapping[Atom, Ladder]
+        self,
+        layers: Sequence[Layer],
+        ladders: Mapping[Atom, Ladder],
+        beside: Iterable[Layer] = (),
     ) -> tuple[LayerLatency, ...]:
-        """The latency of every layer over the widths that `ladders` leave free."""
+        """The latency of every layer over the widths that `ladders` leave free.
+
+        Args:
+            beside: as in `measure_layers`.
+        """
         with Cache(self.cache) as store:
             return measure_layers(
                 layers,
@@ -63,6 +70,7 @@ class Bench:
                 self.alignment,
                 store,
                 partial(self.tell, "Measuring kernels"),
+                beside,
             )
 
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float] | None:

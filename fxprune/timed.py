@@ -88,14 +88,14 @@ class Timed:
     def with_merges(self, merges: Iterable[Merge], ladders: Mapping[Atom, Ladder]) -> Timed:
         """The same with the merged kernels of `merges` measured too."""
         wanted = tuple(merges)
-        tables = self.bench.tables([merge.layer for merge in wanted], ladders)
+        tables = self.bench.tables([m.layer for m in wanted], ladders, self._dense_layers)
         named = {m.name: table for m, table in zip(wanted, tables, strict=True)}
         return replace(self, merges=named)
 
     def worthwhile(self, merges: Sequence[Merge]) -> set[str]:
         """The names of those merges whose kernel is not much slower than its parts."""
         apart = {table.layer.node: table.at({}) for table in self.layers}
-        dense = self.bench.tables([merge.layer for merge in merges], {})
+        dense = self.bench.tables([merge.layer for merge in merges], {}, self._dense_layers)
         return {
             merge.name
             for merge, table in zip(merges, dense, strict=True)
@@ -113,13 +113,16 @@ class Timed:
         profile = self.bench.profile(latest.compiled.engine, self.captured.example_inputs)
         if not profile:
             return self
-        layers = [table.layer for table in self.layers]
         # As the dense network ran at the start, whatever the machine's pace is now.
         seconds = times.share.value * self.seconds
         sizes, merged = allocation.sizes, allocation.merged
-        found = Seen.of(sizes, merged, latest.module, profile, seconds, layers)
+        found = Seen.of(sizes, merged, latest.module, profile, seconds, self._dense_layers)
         self.bench.keep_seen(self.captured, self.analysis, self.seconds, found)
         return replace(self, seen=(*self.seen, found))
+
+    @property
+    def _dense_layers(self) -> list[Layer]:
+        return [table.layer for table in self.layers]
 
     def model(self, choices: Choices, near: float | None = None) -> LatencyModel:
         """The latency of the whole network as tables over `choices`.

@@ -34,7 +34,8 @@ def place(tmp_path):
 def seen(analysis, width):
     sizes = {group.atom: min(width, group.size) for group in analysis.groups}
     kernels = ((("conv1",), 0.5), (("layer1_0_conv1", "layer1_0_conv2"), 0.25))
-    return Seen(sizes, kernels, {"mean": 0.125}, 0.0625, frozenset({"conv1", "mean"}))
+    nodes = frozenset({"conv1", "mean"})
+    return Seen(sizes, kernels, {"mean": 0.125}, 0.0625, nodes, overhead=0.03125)
 
 
 def test_what_was_seen_is_recalled_at_the_pace_of_the_dense_network(place):
@@ -47,6 +48,7 @@ def test_what_was_seen_is_recalled_at_the_pace_of_the_dense_network(place):
     assert names == {group.name: found.sizes[group.atom] for group in analysis.groups}
     assert recalled.kernels == found.scaled(2.0).kernels
     assert (recalled.between, recalled.left) == ({"mean": 0.25}, 0.125)
+    assert recalled.overhead == 0.0625
     assert recalled.nodes == found.nodes
 
 

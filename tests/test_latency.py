@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from fxprune.backends import Region, Settings
+from fxprune.backends.profiles import OVERHEAD
 from fxprune.budget import Budget
 from fxprune.cache import Cache
 from fxprune.errors import BackendError
 from fxprune.gauges import LatencyGauge
 from fxprune.measurement import Measurement
-from fxprune.passes import kernels, latency, stairs
+from fxprune.passes import kernels, latency, stairs, together
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import capture
@@ -167,6 +168,20 @@ def test_a_profile_puts_layers_and_what_lies_between_right(formula, tmp_path):
     assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
     told = {name: 1.5 * seconds for name, seconds in profile.items() if name != "mean"}
     assert built.by_layer({}) == pytest.approx(told)
+
+
+def test_no_width_changes_what_a_call_takes_besides_its_kernels(formula, tmp_path):
+    captured, analysis, layers, choices = prepared(small_resnet(16), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        tables = kernels.measure_layers(layers, choices, formula, Settings(), "cpu", 4, cache)
+    profile = {layer.node: seconds_of(layer.region) for layer in layers} | {OVERHEAD: 3e-6}
+    dense = 2 * sum(profile.values())
+    built = latency.build_latency_model(captured.module, analysis, choices, tables, dense, profile)
+    assert built.tables.at(dict.fromkeys(choices.domains, -1)) == pytest.approx(dense)
+    narrow = dict.fromkeys(choices.domains, 0)
+    sizes = {atom: rung.widths[0] for atom, rung in choices.ladders.items()}
+    besides = built.tables.at(narrow) - sum(built.by_layer(sizes).values())
+    assert besides == pytest.approx(6e-6)
 
 
 def test_a_backend_that_tells_kernels_from_networks_is_asked_first(tmp_path):
@@ -397,10 +412,10 @@ def test_a_latency_that_is_not_clear_yet_is_measured_on():
     assert watch.times == 2
 
 
-def test_kernels_are_timed_side_by_side_always_as_many(tmp_path):
+def test_kernels_are_timed_side_by_side_as_many_each_time(tmp_path):
     backend = Telling()
     tables = measured(backend, tmp_path)
-    assert {len(some) for some in backend.asked} == {kernels.TOGETHER}
+    assert {len(some) for some in backend.asked} == {together.TOGETHER}
     assert tables[0].at({}) == pytest.approx(seconds_of(tables[0].layer.region))
 
 
@@ -419,18 +434,18 @@ def test_a_kernel_that_is_missing_is_timed_with_those_that_are_known(tmp_path):
 
 def test_kernels_of_many_numbers_are_timed_with_fewer_others(tmp_path, monkeypatch):
     most = 4 * max(layer.region.numbers for layer in prepared(small_resnet(16), images(1))[2])
-    monkeypatch.setattr(kernels, "MOST_NUMBERS", most)
+    monkeypatch.setattr(together, "MOST_NUMBERS", most)
     backend = Telling()
     measured(backend, tmp_path)
     numbers = [sum(region.numbers for region in some) for some in backend.asked]
     assert most / 2 < max(numbers) <= most
-    monkeypatch.setattr(kernels, "MOST_NUMBERS", 1)
+    monkeypatch.setattr(together, "MOST_NUMBERS", 1)
     backend = Telling()
     measured(backend, tmp_path / "other")
     assert {len(some) for some in backend.asked} == {1}
 
 
-def test_all_tensors_of_a_kernel_count_for_how_many_are_set_up():
+def test_all_tensors_of_a_kernel_count_for_how_many_are_timed_together():
     region = Region("conv", 1, 4, 6, 2, (8, 8), (3, 3), padding=(1, 1), residual=True)
     assert region.numbers == 4 * 64 + 2 * 6 * 64 + 6 * 2 * 9
 

@@ -15,7 +15,7 @@ from fxprune.backends import Settings
 from fxprune.cache import Cache
 from fxprune.passes import kernels, latency
 from fxprune.passes.blocks import find_blocks
-from fxprune.passes.seen import Correction, Seen, between_layers
+from fxprune.passes.seen import Correction, Seen, between_layers, nearest_of
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
 from tests.properties import plan_of
@@ -168,7 +168,8 @@ def test_nodes_between_layers_follow_the_network_with_the_nearest_latency():
     some = [network(0.8, 0.1), network(0.4, 0.2), network(0.41, 0.3)]
 
     def told(near):
-        return between_layers([("mean", ((axis,),))], {"mean": 1.0}, {"mean": 0.0}, some, near)
+        nearest = nearest_of(some, near)
+        return between_layers([("mean", ((axis,),))], {"mean": 1.0}, {"mean": 0.0}, nearest)
 
     assert told(1.0) == {"mean": 0.1}
     assert told(0.42) == {"mean": 0.3}

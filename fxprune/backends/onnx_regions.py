@@ -15,11 +15,12 @@ import onnx
 from torch import Tensor
 
 from fxprune.backends import onnx_model
+from fxprune.backends.profiles import OVERHEAD, SHORTEST, by_node
 from fxprune.backends.region import Region
-from fxprune.errors import BackendError
 
-SHORTEST = 1e-7
-"""Seconds of a region whose kernels take less than a profile counts."""
+ENDS = ("first", "last")
+"""Names of regions that do not count. On OpenVINO whatever runs first takes up to 0.1 ms longer; in
+whatever order a backend runs them, that is one of these."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,46 @@ class SideBySide:
         """All of these, each as often as it is given.
 
         Args:
-            write: gives the model of one region, all of whose names begin with a prefix; nodes that
-                are called otherwise do not count.
+            write: gives the model of one region. All names in it begin with a prefix, but those of
+                nodes that stand for what a network has outside of the region.
         """
         named = {f"region{place}": region for place, region in enumerate(regions)}
-        model = onnx_model.side_by_side([write(r, f"{name}.") for name, r in named.items()])
+        smallest = min(regions, key=lambda region: region.numbers)
+        first, last = ENDS
+        written = {first: smallest, **named, last: smallest}
+        model = onnx_model.side_by_side([write(r, f"{name}.") for name, r in written.items()])
         nodes = {
             value: name
             for node in model.graph.node
             for value in (node.name, *node.output)
-            if (name := node.name.partition(".")[0]) in named
+            if (name := node.name.partition(".")[0]) in written
         }
-        inputs = tuple(tensor for region in regions for tensor in region.inputs())
+        inputs = tuple(tensor for region in written.values() for tensor in region.inputs())
         return SideBySide(onnx_model.serialize(model), inputs, named, nodes)
 
-    def __str__(self) -> str:
-        first, *others = (region.signature() for region in self.regions.values())
-        return f"the region {first}" + (f" and {len(others)} others" if others else "")
+    def seconds(
+        self, kernels: Mapping[str, Sequence[float]], outside: Sequence[str] = ()
+    ) -> list[float]:
+        """Those of every region.
 
-    def seconds(self, profile: Mapping[str, float]) -> list[float]:
-        """Those of every region, from a profile by `nodes`.
+        Args:
+            kernels: seconds of every kernel of the model, again and again.
+            outside: beginnings of the names of kernels that belong to no region.
 
         Raises:
-            BackendError: it tells nothing of a region.
+            LookupError: it is not known to which of several regions some other kernel belongs.
         """
-        for name, region in self.regions.items():
-            if name not in profile:
-                raise BackendError(f"the profile does not tell the region {region.signature()}")
-        return [max(profile[name], SHORTEST) for name in self.regions]
+        told = by_node(kernels, self.nodes)
+        lost = told.keys() - self.regions.keys() - {OVERHEAD, *ENDS}
+        lost = {k for k in lost if told[k] and not k.removeprefix("[").startswith((*outside,))}
+        if lost and len(self.regions) > 1:
+            raise LookupError(f"it is not known to which region {min(lost)} belongs")
+        # A single region and its copies at both ends have each as much of it.
+        nameless = sum(told[kernel] for kernel in lost) / (1 + len(ENDS))
+        return [max(told.get(name, 0.0) + nameless, SHORTEST) for name in self.regions]
+
+
+def described(regions: Sequence[Region]) -> str:
+    """In one line: the first one, and how many more there are."""
+    first, *others = (region.signature() for region in regions)
+    return f"the region {first}" + (f" and {len(others)} others" if others else "")

@@ -26,12 +26,10 @@ from torch import Tensor
 
 from fxprune.backends.onnx_model import IR_VERSION, OPSET
 from fxprune.backends.onnxruntime_session import feed, options_for, session_of
-from fxprune.backends.profiles import PATIENCE_OF_A_RUN, typical
+from fxprune.backends.profiles import PATIENCE_OF_A_RUN, SHORTEST, typical
 from fxprune.backends.settings import Settings
 from fxprune.quiet import Patience
 
-# What is left of a kernel of which the log tells no more than its own cost.
-SHORTEST = 1e-7
 # Layers of a network that does next to nothing, their channels and the size of what they see; its
 # runs, and how often it is tried.
 LAYER = "layer"

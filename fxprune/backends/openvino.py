@@ -5,9 +5,10 @@ https://docs.openvino.ai/2026/api/api_reference.html
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import PATIENCE_OF_A_RUN, by_node
+from fxprune.backends.profiles import OVERHEAD, PATIENCE_OF_A_RUN, by_node
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
@@ -29,6 +30,9 @@ REGION_ENGINES = 8
 that are run a few times tell more of a kernel than a few that are run often."""
 RUNS_OF_AN_ENGINE = 2
 """After one that does not count."""
+FEWEST_ENGINES = 4
+PROFILING = 8.0
+"""Seconds after which no further engine is profiled, but for the fewest."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,7 @@ class OpenVinoEngine(Engine):
         return self.signature.restore([torch.from_numpy(array) for array in results.to_tuple()])
 
     def bind(self, *inputs: Tensor) -> Callable[[], object]:
-        import openvino
-
-        request = self.compiled.create_infer_request()
-        for index, array in enumerate(self.arrays(inputs)):
-            request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        request = _request(self.compiled, self.arrays(inputs))
         return lambda: request.infer()
 
     def arrays(self, inputs: tuple[Tensor, ...]) -> list[Any]:
@@ -112,23 +112,23 @@ class OpenVinoBackend(Backend):
         """Seconds of each region's own kernels, by the counters of a model with all of them.
 
         A region turns its input into the layout that its kernel reads and its result back, which
-        takes longer than many a kernel, and which a network does once for all of its layers.
+        takes longer than many a kernel, and which a network does once for all of its layers. These
+        changes do not count.
         """
-        from fxprune.backends.onnx_regions import SideBySide
+        from fxprune.backends.onnx_regions import SideBySide, described
 
-        del device
         settings = settings or Settings()
-        self.require(settings)
-        some = SideBySide.of(regions)
+        self.require(settings, (torch.empty(0, device=device),))
 
         def seconds() -> list[float]:
+            some = SideBySide.of(regions)
             first = _compiled(some.model, settings, profiled=True)
             arrays = [tensor.numpy() for tensor in some.inputs]
             engines = _set_up(first, settings, REGION_ENGINES)
             means = _means_of_all(engines, arrays, {"Reorder"})
-            return some.seconds(by_node(means, _nodes(first, some.nodes)))
+            return replace(some, nodes=_nodes(first, some.nodes)).seconds(means)
 
-        return self.attempt(f"time {some}", seconds)
+        return self.attempt(f"time {described(regions)}", seconds)
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model
@@ -149,6 +149,7 @@ class OpenVinoBackend(Backend):
         first = _compiled(engine.model, engine.settings, profiled=True)
         engines = _set_up(first, engine.settings, PROFILED_ENGINES)
         means = _means_of_all(engines, engine.arrays(inputs))
+        # What was fused into others is told as well, with no time of its own.
         ran = {kernel: some for kernel, some in means.items() if any(some)}
         return by_node(ran, _nodes(first, onnx_model.nodes_by_kernel(engine.model)))
 
@@ -157,13 +158,16 @@ def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
     """A model with performance counters, set up so many times, as luck differs between these.
 
     It is not compiled anew: that takes longer, and numbers the kernels anew that no node gives a
-    name to, so that each would count as several.
+    name to, so that each would count as several. Of what takes long to run, there are fewer.
     """
     import openvino
 
     yield compiled
     exported = compiled.export_model()
-    for _ in range(count - 1):
+    stop = time.perf_counter() + PROFILING
+    for done in range(1, count):
+        if done >= FEWEST_ENGINES and time.perf_counter() > stop:
+            break
         yield openvino.Core().import_model(exported, "CPU", _options(settings, profiled=True))
 
 
@@ -181,33 +185,44 @@ def _means_of_all(
 def _kernel_means(
     compiled: Any, arrays: list[Any], without: Set[str] = frozenset()
 ) -> dict[str, float]:
-    """Mean seconds of each kernel over a few runs.
+    """Mean seconds of each kernel over a few runs, and of what a run takes besides.
 
     OpenVINO tells the average over all runs so far, so that of the first is taken off.
 
     Args:
         without: types of kernels to leave out.
     """
-    request = compiled.create_infer_request()
+    request = _request(compiled, arrays)
     patience = Patience(RUNS_OF_AN_ENGINE * PATIENCE_OF_A_RUN)
 
-    def totals(count: int) -> dict[str, float]:
+    def totals(count: int) -> dict[tuple[str, str], float]:
         return {
-            kernel.node_name: kernel.real_time.total_seconds() * count
+            (kernel.node_name, kernel.node_type): kernel.real_time.total_seconds() * count
             for kernel in request.profiling_info
-            if kernel.node_type not in without
         }
 
-    request.infer(arrays)
-    first = totals(1)
+    request.infer()
+    before, taken = totals(1), 0.0
     for _ in range(RUNS_OF_AN_ENGINE):
         patience.wait()
-        request.infer(arrays)
-    all_of_them = totals(1 + RUNS_OF_AN_ENGINE)
-    return {
-        name: max(total - first[name], 0.0) / RUNS_OF_AN_ENGINE
-        for name, total in all_of_them.items()
-    }
+        start = time.perf_counter()
+        request.infer()
+        taken += time.perf_counter() - start
+    after = totals(1 + RUNS_OF_AN_ENGINE)
+    spent = {kernel: max(total - before[kernel], 0.0) for kernel, total in after.items()}
+    seconds = {name: total for (name, kind), total in spent.items() if kind not in without}
+    seconds[OVERHEAD] = max(taken - sum(spent.values()), 0.0)
+    return {name: total / RUNS_OF_AN_ENGINE for name, total in seconds.items()}
+
+
+def _request(compiled: Any, arrays: list[Any]) -> Any:
+    """An inference request that reads these arrays where they are."""
+    import openvino
+
+    request = compiled.create_infer_request()
+    for index, array in enumerate(arrays):
+        request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+    return request
 
 
 def _nodes(compiled: Any, by_origin: Mapping[str, str]) -> dict[str, str]:
@@ -222,8 +237,8 @@ def _nodes(compiled: Any, by_origin: Mapping[str, str]) -> dict[str, str]:
         if "originalLayersNames" not in info:
             continue
         for origin in reversed(info["originalLayersNames"].astype(str).split(",")):
-            if origin in by_origin:
-                found[kernel.get_friendly_name()] = by_origin[origin]
+            if node := by_origin.get(origin) or by_origin.get(origin.partition("/")[0]):
+                found[kernel.get_friendly_name()] = node
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/8"
+PROTOCOL = "kernels/10"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 PROFILED_RUNS = 40
@@ -13,6 +13,10 @@ PATIENCE_OF_A_RUN = 0.1
 """Seconds that there are for each run to wait for quiet moments; all runs share them."""
 RESOLUTION = 1e-6
 """Profilers count in whole microseconds."""
+SHORTEST = 1e-7
+"""Seconds of a kernel that takes less than a profiler counts."""
+OVERHEAD = "[overhead]"
+"""Stands in a profile for what a call takes besides its kernels, whatever their widths."""
 
 
 def typical(seconds: Sequence[float]) -> float:
@@ -34,6 +38,7 @@ def by_node(seconds: Mapping[str, Sequence[float]], nodes: Mapping[str, str]) ->
     total: dict[str, float] = {}
     for kernel, runs in seconds.items():
         origin = kernel.removeprefix("fused ").partition("/")[0].removesuffix("_bn")
-        key = nodes.get(kernel) or nodes.get(origin) or f"[{kernel}]"
+        other = kernel if kernel == OVERHEAD else f"[{kernel}]"
+        key = nodes.get(kernel) or nodes.get(origin) or other
         total[key] = total.get(key, 0.0) + typical(runs)
     return total

@@ -7,12 +7,12 @@ out not to be a straight line. Measurements are cached, and shared between layer
 
 from __future__ import annotations
 
-import random
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import cycle, islice, product
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -32,21 +32,20 @@ from fxprune.passes import stairs
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
+from fxprune.passes.together import batches, company
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Corners = tuple[tuple[int, ...], ...]
-Wanted = tuple[Region, Layer]
-"""A kernel, and a layer that it is measured for."""
 
 # Shares of the dense width at which a kernel is measured, besides the smallest one: always, and
 # where a straight line through those is further off than the tolerance.
 COARSE = (0.5, 1.0)
 FINE = (0.25, 0.5, 0.75, 1.0)
 TOLERANCE = 0.03
-# Kernels that are timed side by side: about as many as a network has, in which they are to run as
-# they do there; fewer where their tensors hold more numbers than this.
-TOGETHER = 32
-MOST_NUMBERS = 2**24
+# Of a width, how far apart two measured ones must be to tell how steep it is between them.
+CLOSEST = 1 / 32
 KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
 # The widths that a probe does not vary need not be larger: the pattern is the same.
 WIDEST_PROBE = 256
@@ -91,106 +90,88 @@ class LayerLatency:
 
 @dataclass
 class _Clock:
-    """Measures kernels, each once."""
+    """Measures kernels, each once.
+
+    Attributes:
+        company: what kernels that are missing are timed with, if need be.
+    """
 
     backend: Backend
     settings: Settings
     device: str
     cache: Cache
     step: Callable[[int, int], None] | None
-    known: dict[str, float] = field(default_factory=dict)
+    company: dict[Region, Layer]
+    known: dict[Region, float] = field(default_factory=dict)
 
-    def measure(self, regions: Iterable[Wanted]) -> None:
-        """Have all of these known; an error names the layer that a region is for."""
-        needed = {region.signature(): (region, layer) for region, layer in regions}
-        total = len(self.known.keys() | needed.keys())
-        unknown = [name for name in needed if name not in self.known]
-        found = self.cache.get_many([self._key(name) for name in unknown])
-        kept = dict(zip(unknown, found, strict=True))
-        for name, entry in kept.items():
+    def measure(self, wanted: Iterable[tuple[Region, Layer]]) -> None:
+        """Have all of these regions known; an error names the layer that one is for."""
+        layers = dict(wanted)
+        total = len(self.known.keys() | layers.keys())
+        unknown = [region for region in layers if region not in self.known]
+        found = self.cache.get_many([self._key(region) for region in unknown])
+        for region, entry in zip(unknown, found, strict=True):
             if entry is not None:
-                self._know(name, float(entry["seconds"]), total)
-        missing = {name: needed.pop(name) for name, entry in kept.items() if entry is None}
-        for batch in _batches(missing):
-            for name, seconds in self._timed(batch, needed.values()):
-                self.cache.put(self._key(name), {"seconds": seconds})
-                self._know(name, seconds, total)
+                self._know(region, float(entry["seconds"]), total)
+        missing = [region for region in unknown if region not in self.known]
+        self.company |= {region: layers[region] for region in layers if region in self.known}
+        for batch in batches(missing):
+            told = self._together(batch, layers)
+            for region in batch:
+                seconds = told[region] if told else self._by_the_clock(region, layers[region])
+                self.cache.put(self._key(region), {"seconds": seconds})
+                self._know(region, seconds, total)
+            self.company |= {region: layers[region] for region in batch}
 
     def read(self, regions: Iterable[Region]) -> Array:
         """Seconds of regions that are known."""
-        return np.array([self.known[region.signature()] for region in regions])
+        return np.array([self.known[region] for region in regions])
 
-    def _key(self, signature: str) -> Key:
+    def _key(self, region: Region) -> Key:
         backend = self.backend
         protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
         device, version = backend.device(self.device), backend.version()
-        return Key(device, backend.name, version, self.settings, signature, protocol)
+        return Key(device, backend.name, version, self.settings, region.signature(), protocol)
 
-    def _know(self, name: str, seconds: float, total: int) -> None:
-        self.known[name] = seconds
+    def _know(self, region: Region, seconds: float, total: int) -> None:
+        self.known[region] = seconds
         if self.step is not None:
             self.step(len(self.known), total)
 
-    def _timed(
-        self, batch: Mapping[str, Wanted], known: Collection[Wanted]
-    ) -> Iterator[tuple[str, float]]:
-        """Seconds of every kernel of a batch, by the backend's own profile or else by the clock."""
-        some = [*batch.values(), *_company(batch.values(), known)]
-        together = self._side_by_side(some)
-        if together is None:
-            for name, (region, layer) in batch.items():
-                with _naming(layer):
-                    yield name, self._by_the_clock(region)
-            return
-        told = defaultdict[str, list[float]](list)
-        for (region, _), seconds in zip(some, together, strict=True):
-            told[region.signature()].append(seconds)
-        yield from ((name, fmean(told[name])) for name in batch)
+    def _together(
+        self, batch: Sequence[Region], layers: Mapping[Region, Layer]
+    ) -> Mapping[Region, float] | None:
+        """Seconds of regions that run with as much company as a network has, if that is told."""
+        some = [*batch, *company(batch, self.company)]
+        told = self._side_by_side(some, {**self.company, **layers})
+        if told is None:
+            return None
+        seconds = defaultdict[Region, list[float]](list)
+        for region, taken in zip(some, told, strict=True):
+            seconds[region].append(taken)
+        return {region: fmean(seconds[region]) for region in batch}
 
-    def _side_by_side(self, some: Sequence[Wanted]) -> list[float] | None:
-        """Seconds of kernels that run together, if the backend can tell."""
-        regions = [region for region, _ in some]
-        if len(some) == 1:
-            with _naming(some[0][1]):
+    def _side_by_side(
+        self, regions: Sequence[Region], layers: Mapping[Region, Layer]
+    ) -> list[float] | None:
+        """Seconds of regions in one model, if the backend can tell."""
+        with _naming(layers[regions[0]]) if len(regions) == 1 else nullcontext():
+            try:
                 return self.backend.region_seconds(regions, self.settings, self.device)
-        try:
-            return self.backend.region_seconds(regions, self.settings, self.device)
-        except FxpruneError:
-            # One of them fails, and is to be found; or all of them are too many at once.
-            middle = len(some) // 2
-            halves = [self._side_by_side(half) for half in (some[:middle], some[middle:])]
-            return [seconds for half in halves for seconds in half or ()]
+            except FxpruneError as error:
+                if len(regions) == 1:
+                    raise
+                logger.info("%d kernels together: %s", len(regions), error)
+        # One of them fails, and is to be found; or all of them are too many at once.
+        middle = len(regions) // 2
+        halves = [self._side_by_side(h, layers) for h in (regions[:middle], regions[middle:])]
+        return [seconds for half in halves for seconds in half or ()]
 
-    def _by_the_clock(self, region: Region) -> float:
+    def _by_the_clock(self, region: Region, layer: Layer) -> float:
         # Compiled one by one: it may take seconds, after which it is known and kept.
-        engine = self.backend.compile_region(region, self.settings, self.device)
-        return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
-
-
-def _batches(wanted: Mapping[str, Wanted]) -> Iterator[dict[str, Wanted]]:
-    """As many at once as are timed together, of all kinds: a network has all kinds, too."""
-    batch: dict[str, Wanted] = {}
-    for name in random.Random(0).sample(list(wanted), len(wanted)):
-        if len(batch) == TOGETHER or (batch and not _fit([*batch.values(), wanted[name]])):
-            yield batch
-            batch = {}
-        batch[name] = wanted[name]
-    if batch:
-        yield batch
-
-
-def _company(batch: Collection[Wanted], known: Collection[Wanted]) -> Iterator[Wanted]:
-    """What is timed with a batch to make it as many: what is known already, or else itself."""
-    others = cycle(random.Random(0).sample([*(known or batch)], len(known or batch)))
-    some = [*batch]
-    for other in islice(others, TOGETHER):
-        if len(some) < TOGETHER and _fit([*some, other]):
-            some.append(other)
-            yield other
-
-
-def _fit(some: Iterable[Wanted]) -> bool:
-    return sum(region.numbers for region, _ in some) <= MOST_NUMBERS
+        with _naming(layer):
+            engine = self.backend.compile_region(region, self.settings, self.device)
+            return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
 
 
 @contextmanager
@@ -211,14 +192,17 @@ def measure_layers(
     multiple_of: int,
     cache: Cache,
     step: Callable[[int, int], None] | None = None,
+    beside: Iterable[Layer] = (),
 ) -> tuple[LayerLatency, ...]:
     """Measure every layer at a few widths; what the cache knows is not measured again.
 
     Args:
         device: type of the device that the model lies on, "cpu" or "cuda".
         step: called with the number of kernels done and needed so far, for progress.
+        beside: the layers of the network that these are to run in, if they are few.
     """
-    clock = _Clock(backend, settings, device, cache, step)
+    others = {layer.region: layer for layer in beside}
+    clock = _Clock(backend, settings, device, cache, step, others)
     coordinates = [_coordinates_of(layer, choices, multiple_of) for layer in layers]
     found = _find_stairs(layers, coordinates, clock)
     rounded = [
@@ -274,10 +258,11 @@ class _Coordinate:
         step = rounded.step if rounded.step < self.size else self.unit
         aligned = {max(1, round(self.size * share / step)) * step for share in shares}
         kept = [self.size]
+        apart = max(self.unit / 2, self.size * CLOSEST)
         # Layers with few channels may become narrower than one step.
         for value in sorted({min(step, self.least), step, *aligned}, reverse=True):
             # Two values on one tread cost the same, and tell nothing of the slope but noise.
-            if value < self.size and rounded(value) <= rounded(kept[-1]) - self.unit / 2:
+            if value < self.size and rounded(value) <= rounded(kept[-1]) - apart:
                 kept.append(value)
         return tuple(reversed(kept))
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.axes import Atom, Axis
+from fxprune.backends.profiles import OVERHEAD
 from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.constants import operation
 from fxprune.passes.infer import Analysis
 from fxprune.passes.kernels import LayerLatency
 from fxprune.passes.merges import Merge
-from fxprune.passes.seen import Correction, Seen, between_layers, corrections
+from fxprune.passes.seen import Correction, Seen, between_layers, corrections, nearest_of
 
 Array = NDArray[np.float64]
 
@@ -110,7 +111,8 @@ def build_latency_model(
         profile: seconds of each node of `module` inside the dense network, where the backend can
             tell, and of what it does besides. It puts each layer's table, and everything between
             the layers, right at the dense widths. What it tells of no node, and without a profile
-            what the layers leave of the whole, is shared out by the size of what is between.
+            what the layers leave of the whole, is shared out by the size of what is between; but
+            no width changes what it calls overhead.
         merged: tables of the spans that may be merged, by name.
         seen: slim networks that were profiled since.
         near: seconds of the networks that matter most; of the dense one if not given.
@@ -120,11 +122,12 @@ def build_latency_model(
     others = _other_tensors(module, analysis, fused, timed)
     kernels = [table.at({}) for table in tables]
     elements = {name: sum(map(_elements, tensors)) for name, tensors in others}
+    overhead = (profile or {}).get(OVERHEAD, 0.0)
     if profile:
         told = [sum(profile.get(n, 0.0) for n in table.layer.fused) for table in tables]
         seconds = [t or kernel for t, kernel in zip(told, kernels, strict=True)]
         between = {name: profile.get(name, 0.0) for name, _ in others}
-        left = sum(profile.values()) - sum(told) - sum(between.values())
+        left = sum(profile.values()) - sum(told) - sum(between.values()) - overhead
     else:
         seconds = kernels
         between = dict.fromkeys(elements, 0.0)
@@ -132,10 +135,12 @@ def build_latency_model(
     # Copies and reorderings, which the backend puts where it likes.
     whole = sum(elements.values())
     copies = max(left, 0.0) if whole else 0.0
-    known = sum(seconds) + sum(between.values()) + copies
+    known = sum(seconds) + sum(between.values()) + copies + overhead
     # The clock of the whole is what counts; profiles and kernels alone run ahead of it or behind.
     pace = dense_seconds / known if known else 1.0
-    total = Tables(choices.domains, constant=0.0 if known else dense_seconds)
+    nearest = nearest_of(seen, dense_seconds if near is None else near)
+    constant = pace * overhead if nearest is None else nearest.overhead
+    total = Tables(choices.domains, constant=constant if known else dense_seconds)
     scales = [pace * s / k for s, k in zip(seconds, kernels, strict=True)]
     corrected = corrections(tables, scales, seen)
     layers = tuple(
@@ -151,8 +156,7 @@ def build_latency_model(
         others,
         {name: pace * own for name, own in between.items()},
         {name: pace * share for name, share in shares.items()},
-        seen,
-        dense_seconds if near is None else near,
+        nearest,
     )
     for name, tensors in others:
         count = sum(map(_elements, tensors))

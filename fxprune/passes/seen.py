@@ -20,6 +20,7 @@ from torch import fx
 
 from fxprune import plain
 from fxprune.axes import Atom, Axis, kept_size
+from fxprune.backends.profiles import OVERHEAD
 from fxprune.passes.chains import Span
 from fxprune.passes.kernels import LayerLatency
 from fxprune.passes.layers import Layer
@@ -47,6 +48,7 @@ class Seen:
         left: seconds of what belongs to no node.
         nodes: the names of all its nodes.
         merged: seconds of the kernels that were chosen to be merged.
+        overhead: seconds of what does not depend on its widths.
     """
 
     sizes: Mapping[Atom, int]
@@ -55,6 +57,7 @@ class Seen:
     left: float
     nodes: frozenset[str]
     merged: float = 0.0
+    overhead: float = 0.0
 
     @staticmethod
     def of(
@@ -96,14 +99,16 @@ class Seen:
             elif taken:
                 spent[whole] = spent.get(whole, 0.0) + pace * taken
         between = {name: pace * rest.pop(name) for name in names & rest.keys()}
+        overhead = pace * rest.pop(OVERHEAD, 0.0)
         left = pace * sum(rest.values())
-        return Seen(sizes, tuple(spent.items()), between, left, names, apart)
+        return Seen(sizes, tuple(spent.items()), between, left, names, apart, overhead)
 
     @property
     def seconds(self) -> float:
         """What all of it takes."""
         kernels = sum(seconds for _, seconds in self.kernels)
-        return kernels + sum(self.between.values()) + self.left + self.merged
+        between = sum(self.between.values())
+        return kernels + between + self.left + self.merged + self.overhead
 
     def scaled(self, factor: float) -> Seen:
         """The same with all times multiplied."""
@@ -114,6 +119,7 @@ class Seen:
             factor * self.left,
             self.nodes,
             factor * self.merged,
+            factor * self.overhead,
         )
 
     def to_json(self, groups: Mapping[Atom, str]) -> dict[str, Any]:
@@ -125,6 +131,7 @@ class Seen:
             "left": self.left,
             "nodes": sorted(self.nodes),
             "merged": self.merged,
+            "overhead": self.overhead,
         }
 
     @staticmethod
@@ -137,6 +144,7 @@ class Seen:
             data["left"],
             frozenset(data["nodes"]),
             data["merged"],
+            data["overhead"],
         )
 
 
@@ -192,24 +200,25 @@ def corrections(
     }
 
 
+def nearest_of(seen: Sequence[Seen], seconds: float) -> Seen | None:
+    """The network whose latency is nearest to `seconds`, the latest of those."""
+    return min(reversed(seen), key=lambda some: abs(some.seconds - seconds), default=None)
+
+
 def between_layers(
     others: Tensors,
     between: Mapping[str, float],
     left: Mapping[str, float],
-    seen: Sequence[Seen],
-    near: float,
+    nearest: Seen | None,
 ) -> dict[str, float]:
     """Seconds of the nodes between layers in the dense network, as a slim one tells them.
-
-    That is the one whose seconds are nearest to `near`, the latest of those.
 
     Args:
         between: by node, of the node itself.
         left: by node, its share of what belongs to no node.
     """
-    if not seen:
+    if nearest is None:
         return {name: between[name] + left[name] for name in between}
-    nearest = min(reversed(seen), key=lambda some: abs(some.seconds - near))
     stays = {name: _share(tensors, nearest.sizes) for name, tensors in others}
     told = sum(left[name] * stays[name] for name in nearest.nodes & left.keys())
     elsewhere = sum(nearest.between[name] for name in nearest.between.keys() - stays.keys())

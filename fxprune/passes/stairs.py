@@ -22,6 +22,9 @@ LONGEST = 64
 NOISE = 0.3
 """Share of a unit that an extra may be wrong by, with latencies that are right to some per cent."""
 
+LITTLE = 0.07
+"""Share of the period that an extra may be without counting: latencies are known roughly."""
+
 FLAT = 0.1
 """Latencies that rise by less than this share over one period are taken not to depend on it."""
 
@@ -46,9 +49,10 @@ class Stairs:
 
     @property
     def step(self) -> int:
-        """Widths that are a multiple of this cost no more than they have."""
+        """Widths that are a multiple of this cost hardly more than they have."""
         free = [n for n in range(1, len(self.extra) + 1) if len(self.extra) % n == 0]
-        return self.unit * next(n for n in free if not any(self.extra[::n]))
+        little = LITTLE * self.period
+        return self.unit * next(n for n in free if max(self.extra[::n]) <= little)
 
     def __call__(self, width: Any) -> Array:
         """The widths that cost as much on a straight line."""
