@@ -2,12 +2,12 @@
 
     python -m benchmarks.side_by_side --out docs/side_by_side.md
 
-The layers of a dense network and of one with half of its channels are timed one by one, each alone
-in a model, and side by side. *Dense* tells how far that is from the profile of the dense network,
-layer by layer: the standard deviation of the logarithm of the ratio, so that 0.10 is about 10 %.
-*Half* tells how far a layer's profile in the slim network is from that in the dense one, times the
-ratio of its two kernels: how latency tables predict it, before they have seen a slim network. *Ms
-per kernel* is what timing takes, setting up included.
+The layers of a dense network and of one with half of its channels are timed one by one, each in a
+model with nothing else but two copies of it, and side by side. *Dense* tells how far that is from
+the profile of the dense network, layer by layer: the standard deviation of the logarithm of the
+ratio, so that 0.10 is about 10 %. *Half* tells how far a layer's profile in the slim network is
+from that in the dense one, times the ratio of its two kernels: how latency tables predict it,
+before they have seen a slim network. *Ms per kernel* is what timing takes, setting up included.
 """
 
 from __future__ import annotations

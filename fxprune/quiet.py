@@ -3,7 +3,7 @@
 Whatever runs on the other thread of a core, in another virtual machine even, slows everything down
 for fractions of a second, and not alike: a dense convolution by a fifth, a depthwise one twofold
 (`python -m benchmarks.quiet`). A moment of arithmetic, which touches no cache, tells whether
-somebody is there; what is measured alone waits until nobody is.
+somebody is there; what is not measured in turn with something else waits until nobody is.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import nn
 import fxprune
 from fxprune.axes import Atom
 from fxprune.backends import Settings
+from fxprune.backends.profiles import OVERHEAD
 from fxprune.cache import Cache
 from fxprune.passes import kernels, latency
 from fxprune.passes.blocks import find_blocks
@@ -34,6 +35,7 @@ def profile_of(layers, sizes):
         **{layer.node: in_network(layer, sizes) for layer in layers},
         "mean": 4e-6,
         "[reorder]": 2e-6,
+        OVERHEAD: 8e-6,
     }
 
 
@@ -87,6 +89,9 @@ def test_tables_tell_of_a_network_that_was_seen_what_it_took(setting):
     took = sum(slim_profile.values())
     assert told() > 1.2 * took
     assert told(seen) == pytest.approx(took, rel=0.01)
+    assert seen.seconds == pytest.approx(took)
+    assert seen.overhead == pytest.approx(slim_profile[OVERHEAD])
+    assert seen.scaled(2.0).seconds == pytest.approx(2 * took)
 
 
 def test_what_a_dropped_block_leaves_behind_tells_nothing_of_its_layers(setting):

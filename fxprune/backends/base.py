@@ -131,7 +131,7 @@ class Backend(ABC):
     def compile_region(
         self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> Engine:
-        """Compile one region by itself, as latency tables need it.
+        """Compile one region by itself, as tables need it where `region_seconds` cannot tell.
 
         Run it on `region.inputs(device)`.
         """

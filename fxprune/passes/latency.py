@@ -2,8 +2,9 @@
 
 The tables of the layers (`kernels`) are put right inside the dense network, by its profile where
 the backend has one. What the layers leave of the measured whole network (additions, pooling,
-copies) is shared out by the size of the tensors concerned. Whoever uses the tables corrects them
-against whole networks: sums of isolated kernels miss by 5 to 15 per cent, and only there. Networks
+copies) is shared out by the size of the tensors concerned, but for what a call takes besides all of
+its kernels, which no width changes. Whoever uses the tables corrects them against whole networks:
+narrow ones fit the caches better, and suffer otherwise from neighbours on the machine. Networks
 that were profiled on the way correct the tables layer by layer (`seen`).
 """
 
