@@ -432,6 +432,18 @@ def test_a_kernel_that_is_missing_is_timed_with_those_that_are_known(tmp_path):
     assert once.asked == []
 
 
+def test_few_kernels_are_timed_with_those_of_the_network_that_they_are_to_run_in(tmp_path):
+    network = prepared(small_resnet(16), images(1))[2]
+    _, _, layers, choices = prepared(nn.Sequential(nn.Conv2d(3, 2, 1)), images(1))
+    backend = Telling()
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        kernels.measure_layers(
+            layers, choices, backend, Settings(), "cpu", 4, cache, beside=network
+        )
+    (asked,) = backend.asked
+    assert {*asked} == {layers[0].region, *(layer.region for layer in network)}
+
+
 def test_kernels_of_many_numbers_are_timed_with_fewer_others(tmp_path, monkeypatch):
     most = 4 * max(layer.region.numbers for layer in prepared(small_resnet(16), images(1))[2])
     monkeypatch.setattr(together, "MOST_NUMBERS", most)
