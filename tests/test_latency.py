@@ -253,6 +253,21 @@ def test_noise_makes_no_stairs():
         assert max(found.extra) < 4
 
 
+def test_noise_makes_no_large_steps():
+    rng = np.random.default_rng(0)
+    widths = np.array(stairs.probes(200, 8))
+    for _ in range(50):
+        found = stairs.fit((widths * rng.normal(1, 0.01, len(widths))).tolist(), 8)
+        assert found.step <= 16
+
+
+def test_measured_widths_lie_apart():
+    coordinate = kernels._Coordinate(size=512, least=8, unit=8, free=True, stepped=True)
+    corners = coordinate.corners((1 / 64, 1 / 32, 0.5, 1.0), stairs.none(8))
+    assert corners[-2:] == (256, 512)
+    assert np.diff(corners).min() >= 16
+
+
 def test_a_width_that_is_slower_than_a_wider_one_is_told():
     seconds = [width * (1.25 if width % 8 else 1.0) for width in stairs.probes(200, 4)]
     found = stairs.fit(seconds, 4)

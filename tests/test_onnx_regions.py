@@ -1,5 +1,7 @@
 """Regions side by side in one model: whose kernels are whose."""
 
+from dataclasses import replace
+
 import pytest
 
 from fxprune.backends import Region
@@ -39,7 +41,14 @@ def test_compilers_may_rename_what_they_fuse():
 
 def test_what_takes_less_than_a_profile_counts_does_not_take_nothing():
     some = SideBySide.of(CONVOLUTIONS[:2])
-    assert some.seconds({"region1.x.Conv": [0.0], OVERHEAD: [1e-3]}) == [SHORTEST] * 2
+    assert some.seconds({"region1.x.Conv": [0.0]}) == [SHORTEST] * 2
+
+
+def test_neither_the_ends_nor_what_a_call_takes_besides_its_kernels_count():
+    some = SideBySide.of(CONVOLUTIONS[:2])
+    some = replace(some, nodes={**some.nodes, OVERHEAD: OVERHEAD})
+    kernels = {"first.x.Conv": [1e-3], "region0.x.Conv": [1e-6], "last.x.Conv": [1e-3]}
+    assert some.seconds({**kernels, OVERHEAD: [1e-3]}) == [1e-6, SHORTEST]
 
 
 def test_no_kernel_is_lost():

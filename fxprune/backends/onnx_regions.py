@@ -19,8 +19,8 @@ from fxprune.backends.profiles import OVERHEAD, SHORTEST, by_node
 from fxprune.backends.region import Region
 
 ENDS = ("first", "last")
-"""Names of regions that do not count. On OpenVINO whatever runs first takes up to 0.1 ms longer; in
-whatever order a backend runs them, that is one of these."""
+"""Names of regions that do not count. On OpenVINO whatever runs first takes longer; in whatever
+order a backend runs them, that is one of these."""
 
 
 @dataclass(frozen=True)

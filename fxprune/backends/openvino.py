@@ -228,10 +228,12 @@ def _request(compiled: Any, arrays: list[Any]) -> Any:
 def _nodes(compiled: Any, by_origin: Mapping[str, str]) -> dict[str, str]:
     """The nodes of kernels, by name: of the first that was fused into each and has one.
 
+    The overhead of a call stands for itself.
+
     Args:
         by_origin: nodes by what ONNX calls them.
     """
-    found = dict(by_origin)
+    found = {**by_origin, OVERHEAD: OVERHEAD}
     for kernel in compiled.get_runtime_model().get_ordered_ops():
         info = kernel.get_rt_info()
         if "originalLayersNames" not in info:

@@ -38,7 +38,6 @@ def by_node(seconds: Mapping[str, Sequence[float]], nodes: Mapping[str, str]) ->
     total: dict[str, float] = {}
     for kernel, runs in seconds.items():
         origin = kernel.removeprefix("fused ").partition("/")[0].removesuffix("_bn")
-        other = kernel if kernel == OVERHEAD else f"[{kernel}]"
-        key = nodes.get(kernel) or nodes.get(origin) or other
+        key = nodes.get(kernel) or nodes.get(origin) or f"[{kernel}]"
         total[key] = total.get(key, 0.0) + typical(runs)
     return total

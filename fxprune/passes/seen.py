@@ -1,10 +1,9 @@
 """Slim networks that were looked into, and what they tell about the tables.
 
 Kernels run at other speeds in a narrow network than in a wide one: what others leave in the caches,
-and how soon a kernel's weights are needed again, differ. So a
-layer's table is multiplied with what it was off by in the networks that were profiled, each
-weighted by how near its widths are: a factor of 1 far from all of them, which is where the table
-was put right in the dense network.
+and how soon a kernel's weights are needed again, differ. So a layer's table is multiplied with what
+it was off by in the networks that were profiled, each weighted by how near its widths are: a factor
+of 1 far from all of them, which is where the table was put right in the dense network.
 """
 
 from __future__ import annotations
