@@ -1,18 +1,20 @@
-"""How far are engines of the same network apart? Why engines that are compared are set up by turns.
+"""How far are engines of the same network apart? Why every look at networks has engines of its own.
 
     python -m benchmarks.luck --out docs/luck.md
     python -m benchmarks.luck resnet18 --backends openvino
 
-Eight engines of a network are compared with eight others of the very same: with those that were set
-up *by turns* with them, one of these and one of those, and with eight that were set up *after* all
-of them. The figures are the ratios of their latencies, each with its 95 % confidence interval:
-without luck, they are 1. Rows that the file has already are not run again.
+A network is compared with itself, in some looks at a few engines of each: with the same engines in
+all looks, and with engines that are *set up anew* for each of them, as candidates are measured. The
+figures are the means of the looks' ratios, with the 95 % confidence intervals that follow from how
+far these are apart: without luck, nineteen of twenty hold 1. Rows that the file has already are not
+run again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,21 +22,23 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.written import WrittenTable, machine
-from fxprune.backends import Engine, Settings, get_backend
+from fxprune.backends import Settings, get_backend
 from fxprune.compiled import Compiled, set_up
-from fxprune.stopwatch import race
+from fxprune.measurement import mean_of, ratio
+from fxprune.stopwatch import LOOK_SECONDS, looks
+from fxprune.turns import Found, measure_interleaved
 
 NETWORKS = ("shufflenet_v2_x1_0", "mobilenet_v3_large")
-COLUMNS = ("network", "backend", "trial", "by turns", "after")
+COLUMNS = ("network", "backend", "trial", "the same engines", "set up anew")
 
 
 def main() -> None:
-    """Compare engines of each network on each backend a few times."""
+    """Compare each network with itself on each backend a few times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
     parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison")
+    parser.add_argument("--looks", type=int, default=10, help="for each comparison")
     parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -49,21 +53,27 @@ def main() -> None:
             for trial in range(arguments.trials):
                 if table.has(network, backend, f"{trial + 1}"):
                     continue
-                some, others = set_up(compiled, compiled)
-                (afterwards,) = set_up(compiled)
                 ratios = [
-                    ratio(some, those, inputs, arguments.seconds) for those in (others, afterwards)
+                    told(islice(way(compiled, inputs), arguments.looks)) for way in (same, anew)
                 ]
                 table.add(network, backend, f"{trial + 1}", *ratios)
 
 
-def ratio(
-    some: Sequence[Engine], others: Sequence[Engine], inputs: tuple[Tensor, ...], seconds: float
-) -> str:
-    """The latency of the others over that of the first ones."""
-    count = min(len(some), len(others))
-    times = race(some[:count], others[:count], inputs, lambda times: False, seconds)
-    return str(times.share)
+def told(found: Iterable[Found]) -> str:
+    """What looks at a network and itself come to."""
+    return str(mean_of([ratio(each["b"], each["a"]) for each in found]))
+
+
+def same(compiled: Compiled, inputs: tuple[Tensor, ...]) -> Iterator[Found]:
+    """Looks at a network and itself with the same engines."""
+    engines = dict(zip("ab", set_up(compiled, compiled), strict=True))
+    while True:
+        yield measure_interleaved(engines, inputs, LOOK_SECONDS)
+
+
+def anew(compiled: Compiled, inputs: tuple[Tensor, ...]) -> Iterator[Found]:
+    """Looks at a network and itself with engines that are set up for each of them."""
+    return looks({"a": compiled, "b": compiled}, inputs)
 
 
 if __name__ == "__main__":

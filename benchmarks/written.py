@@ -36,6 +36,8 @@ class WrittenTable:
         if self.path is not None and self.path.exists():
             text = self.path.read_text(encoding="utf-8")
             self.rows = list(rows_of(text, len(self.columns)))
+            if line_of(self.columns) not in text.splitlines():
+                raise SystemExit(f"{self.path} has other columns. Give another file, or delete it.")
             before, now = conditions_of(text), conditions_of(self.heading)
             if self.rows and before != now:
                 raise SystemExit(
@@ -58,12 +60,17 @@ class WrittenTable:
         if self.path is None:
             return
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = "\n".join(map(line_of, lines))
         write_text(self.path, f"{self.heading.strip()}\n\n{table}\n\n{ending}".rstrip() + "\n")
 
     def column(self, name: str) -> list[str]:
         """The cells under one heading."""
         return [row[self.columns.index(name)] for row in self.rows]
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def conditions_of(text: str) -> str:

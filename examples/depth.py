@@ -23,7 +23,7 @@ import fxprune
 from examples import digits
 from examples.demo import step
 from fxprune.backends import Settings, get_backend
-from fxprune.compiled import Compiled, set_up
+from fxprune.compiled import Compiled
 from fxprune.finalize import finalize
 from fxprune.passes.recalibrate import recalibrate
 from fxprune.passes.recover import evaluate
@@ -144,12 +144,8 @@ def slimmed(
 def latency_share(model: nn.Module, slim: fx.GraphModule, image: torch.Tensor) -> float:
     """Slim over dense latency: both compiled afresh, and measured in turn."""
     backend = get_backend(BACKEND)
-    dense, narrow = set_up(
-        *(
-            Compiled.of(backend, SETTINGS, module, (image,))
-            for module in (model, finalize(slim, (image,)))
-        )
-    )
+    modules = (model, finalize(slim, (image,)))
+    dense, narrow = (Compiled.of(backend, SETTINGS, module, (image,)) for module in modules)
     times = race(dense, narrow, (image,), lambda times: times.share.is_known_to(KNOWN), SECONDS)
     return times.share.value
 

@@ -1,13 +1,14 @@
 """Networks compiled once and set up a few times, so that no engine's luck decides what is measured.
 
-Where the tensors of an engine come to lie in memory changes its latency, and engines that are set
-up one after the other share some of that luck (`python -m benchmarks.luck`). So those of networks
-that are compared are set up by turns.
+Where the tensors of an engine come to lie in memory changes its latency (`python -m
+benchmarks.luck`), and engines that are set up one after the other share some of that luck. So those
+of networks that are compared are set up by turns, in random order.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import shutil
 import time
 import weakref
@@ -24,8 +25,8 @@ from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.sizes import weight_bytes
 
-ENGINES = 8
-"""How often networks are set up that are compared."""
+ENGINES = 4
+"""How often networks are set up that are compared, for every look at them."""
 SETTING_UP = 5.0
 """Seconds after which no further engines are made."""
 WEIGHTS = 2**28
@@ -56,6 +57,8 @@ class Compiled:
         # Exporters leave networks behind that refer to themselves, of which Python counts few.
         gc.collect()
         weights = weight_bytes(module)
+        if copy := backend.copier(engine):
+            return Compiled(engine, copy, weights)
         folder = mkdtemp(prefix="fxprune")
         path = Path(folder, "engine")
         try:
@@ -76,8 +79,9 @@ def set_up(*networks: Compiled) -> list[tuple[Engine, ...]]:
     count = min(ENGINES, *(WEIGHTS // max(network.weights, 1) for network in networks))
     if count <= 1:
         return [(network.engine,) for network in networks]
-    stop = time.perf_counter() + SETTING_UP
-    rounds = [[network.another() for network in networks]]
-    while len(rounds) < count and time.perf_counter() < stop:
-        rounds.append([network.another() for network in networks])
-    return [*zip(*rounds, strict=True)]
+    order, stop = random.Random(), time.perf_counter() + SETTING_UP
+    engines: list[list[Engine]] = [[] for _ in networks]
+    while not engines[0] or (len(engines[0]) < count and time.perf_counter() < stop):
+        for place in order.sample(range(len(networks)), len(networks)):
+            engines[place].append(networks[place].another())
+    return [*map(tuple, engines)]

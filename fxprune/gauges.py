@@ -12,7 +12,7 @@ from torch import fx
 
 from fxprune.budget import Budget
 from fxprune.errors import InputError
-from fxprune.measurement import Interval, interval
+from fxprune.measurement import Interval
 from fxprune.passes.allocate import Allocation
 from fxprune.passes.allocation import costs
 from fxprune.passes.allocation.widths import Choices, Tables
@@ -242,7 +242,7 @@ class LatencyGauge(TimedGauge):
     def actual(self, slim: fx.GraphModule, allocation: Allocation) -> float:
         found = self._seconds(self._watch.time(slim, self._known))
         if self.lowest * self.limit <= found.value <= self.limit:
-            # Of several candidates some lie inside by chance: what two looks come to counts.
+            # Of several candidates some lie inside by chance: what both times come to counts.
             found = self._seconds(
                 self._watch.again(slim, partial(self._known, tolerance=CONFIRMED))
             )
@@ -257,7 +257,7 @@ class LatencyGauge(TimedGauge):
     def _seconds(self, found: Times) -> Interval:
         """Seconds with their confidence interval."""
         if not self.budget.relative:
-            return interval(found.slim)
+            return found.seconds
         # Relative to the dense network as it ran beside the candidate, drift and all.
         share = found.share
         return Interval(*(self.dense * bound for bound in (share.value, share.low, share.high)))

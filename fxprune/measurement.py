@@ -7,19 +7,24 @@ the estimate is the 5th percentile of the turns': what the network takes undistu
 two latencies is the median over the turns that were taken one beside the other: what slows down
 both of them cancels (`python -m benchmarks.noise`), and networks that suffer from neighbours by
 different shares are compared as they run on this machine.
+
+Turns cannot tell how lucky the engines were that took them (`python -m benchmarks.luck`). So
+latencies that a decision hangs on are looked at several times, each time with engines that are set
+up anew. Their geometric mean counts, and how far they are apart tells how well it is known
+(Student's t).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from math import ceil
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, stdtrit
 
 from fxprune.errors import InputError, MeasurementError
 
@@ -30,10 +35,8 @@ Clock = Literal["cpu", "wall", "cuda"]
 QUANTILE = 0.10
 QUANTILE_OF_TURNS = 0.05
 CONFIDENCE = 0.95
-BOOTSTRAPS = 400
-STRETCHES = 30
-"""Stretches of turns that follow one another, which make a bootstrap sample: a slow moment slows
-all the turns of it."""
+STEADY = 0.03
+"""Spread down to which what was measured in turns has converged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,16 @@ class Measurement:
     in_turn: bool = False
 
     @classmethod
-    def of(
-        cls, samples: Sequence[float], clock: Clock, *, converged: bool, in_turn: bool = False
-    ) -> Measurement:
-        """What these samples come to."""
-        found = _interval(np.array(samples)) if in_turn else _alone(samples)
-        apart = max(found.value - found.low, found.high - found.value) / found.value
-        return cls(found.value, apart, tuple(samples), clock, converged, in_turn)
+    def of(cls, samples: Sequence[float], clock: Clock, *, converged: bool) -> Measurement:
+        """What samples of one engine alone come to."""
+        seconds, spread = _quantile(samples, QUANTILE)
+        return cls(seconds, spread, tuple(samples), clock, converged)
+
+    @classmethod
+    def of_turns(cls, samples: Sequence[float], clock: Clock) -> Measurement:
+        """What turns come to, of which these are the fastest samples."""
+        seconds, spread = _quantile(samples, QUANTILE_OF_TURNS)
+        return cls(seconds, spread, tuple(samples), clock, spread <= STEADY, in_turn=True)
 
     @property
     def median(self) -> float:
@@ -106,40 +112,22 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def pooled(parts: Sequence[Measurement]) -> Measurement:
-    """One measurement of a network that was measured in turn several times: all count alike.
+def pooled(looks: Sequence[Measurement]) -> Measurement:
+    """One measurement of a network that was looked at several times: the mean of these looks.
 
-    Its spread tells how far one of them may be from it.  Of the longer ones, as many turns are
-    taken as the shortest has.  Raises `InputError` if clocks differ.
+    Raises `InputError` if clocks differ.
     """
-    clock = common("clocks", {part.clock for part in parts})
-    count = min(len(part.samples) for part in parts)
-    samples = [part.samples[place] for part in parts for place in _spaced(len(part.samples), count)]
-    converged = all(part.converged for part in parts)
-    found = Measurement.of(samples, clock, converged=converged, in_turn=True)
-    apart = max(max(part.spread, abs(part.seconds / found.seconds - 1)) for part in parts)
-    return replace(found, spread=apart)
+    clock = common("clocks", {look.clock for look in looks})
+    samples = tuple(sample for look in looks for sample in look.samples)
+    mean = mean_of([look.seconds for look in looks])
+    spread = max(mean.high - mean.value, mean.value - mean.low) / mean.value
+    return Measurement(mean.value, spread, samples, clock, spread <= STEADY, in_turn=True)
 
 
-def _spaced(length: int, count: int) -> NDArray[np.intp]:
-    """So many places, evenly spaced from the first to the last."""
-    return np.linspace(0, length - 1, count).round().astype(np.intp)
-
-
-def interval(measurement: Measurement) -> Interval:
-    """Seconds of a measurement in several turns, by the same bootstrap over turns as a ratio.
-
-    Raises `InputError` if there are no turns to draw from.
-    """
-    return _interval(_turns(measurement))
-
-
-def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
+def ratio(numerator: Measurement, denominator: Measurement) -> float:
     """The ratio of two latencies that were measured together: the median of that of their turns.
 
-    The confidence interval is a bootstrap over blocks of turns that follow one another (Kuensch,
-    The Jackknife and the Bootstrap for General Stationary Observations, Annals of Statistics 17,
-    1989).  Raises `InputError` if the two were not measured together, in turn.
+    Raises `InputError` if the two were not measured together, in turn.
     """
     if len(numerator.samples) != len(denominator.samples):
         raise InputError(
@@ -147,52 +135,44 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
             f"{len(numerator.samples)} and {len(denominator.samples)} samples",
             "take both from one call of measure_interleaved",
         )
-    shares = _turns(numerator) / _turns(denominator)
-    medians = np.median(shares[_resampled(len(shares))], axis=1)
-    return _enclosed(float(np.median(shares)), medians)
+    return float(np.median(_turns(numerator) / _turns(denominator)))
+
+
+def mean_of(looks: Sequence[float]) -> Interval:
+    """The geometric mean of figures that were found independently, and how well it is known.
+
+    The interval is Student's (Biometrika 6, 1908), of the logarithms: without end, for one figure.
+    """
+    logarithms = np.log(looks)
+    mean, count = float(logarithms.mean()), len(looks)
+    if count < 2:
+        return Interval(math.exp(mean), 0.0, math.inf)
+    error = float(logarithms.std(ddof=1)) / math.sqrt(count)
+    reach = error * float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
 
 
 def _turns(measurement: Measurement) -> NDArray[np.float64]:
     if measurement.in_turn:
         return np.array(measurement.samples)
     raise InputError(
-        "a latency that was not measured in turns has no interval",
+        "a latency that was not measured in turns cannot be compared",
         str(measurement),
         "take it from a call of measure_interleaved",
     )
 
 
-def _interval(turns: NDArray[np.float64]) -> Interval:
-    resampled = np.quantile(turns[_resampled(len(turns))], QUANTILE_OF_TURNS, axis=1)
-    return _enclosed(float(np.quantile(turns, QUANTILE_OF_TURNS)), resampled)
-
-
-def _resampled(turns: int) -> NDArray[np.intp]:
-    """Places of turns in bootstrap samples, in rows; of equally many turns, always the same."""
-    length = ceil(turns / STRETCHES)
-    size = (BOOTSTRAPS, ceil(turns / length))
-    starts = np.random.default_rng(0).integers(turns - length + 1, size=size)
-    return (starts[:, :, None] + np.arange(length)).reshape(BOOTSTRAPS, -1)[:, :turns]
-
-
-def _enclosed(value: float, resampled: NDArray[np.float64]) -> Interval:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
-
-
-def _alone(samples: Sequence[float]) -> Interval:
-    """Seconds per call of one engine alone.
+def _quantile(samples: Sequence[float], quantile: float) -> tuple[float, float]:
+    """A quantile, and how far its confidence interval reaches from it, as a share of it.
 
     The number of samples below the true quantile is binomial, so two ranks enclose it whatever the
     distribution (Conover, Practical Nonparametric Statistics, section 3.2). Of few samples the
     lower one would lie under the smallest, which stands in for it: noise only adds time.
     """
     ordered = np.sort(samples)
-    low, high = _ranks(len(ordered), QUANTILE)
-    return Interval(
-        float(np.quantile(samples, QUANTILE)), float(ordered[low]), float(ordered[high])
-    )
+    low, high = _ranks(len(ordered), quantile)
+    value = float(np.quantile(samples, quantile))
+    return value, float(max(ordered[high] - value, value - ordered[low])) / value
 
 
 @cache

@@ -16,7 +16,7 @@ from torch import nn
 from fxprune import plain
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
-from fxprune.measurement import Measurement, ratio
+from fxprune.measurement import Interval, Measurement
 from fxprune.rounds import Round
 from fxprune.units import format_bytes, format_count, format_seconds
 
@@ -95,8 +95,10 @@ class Report:
     span by span; the slim side is the network as deployed. `calls` tells how often a budget that is
     a function was called, the dense network included. `baked` are the parameters that hold what the
     dense network computes from others in each call. `tabled` are the seconds of both sides on
-    another machine, as tables measured there tell. `limits` is what each budget comes to, in the
-    units of `rounds`: a share of the dense network is one of what it used before the first round.
+    another machine, as tables measured there tell. `share` is slim over dense latency, as measured
+    in turn: the quotient of both sides' may differ a little. `limits` is what each budget comes to,
+    in the units of `rounds`: a share of the dense network is one of what it used before the first
+    round.
     """
 
     dense: Side
@@ -114,13 +116,12 @@ class Report:
     calls: int = 0
     baked: tuple[str, ...] = ()
     tabled: tuple[float, float] | None = None
+    share: Interval | None = None
 
     @property
     def speedup(self) -> float | None:
-        """Dense over slim latency, both as measured; None if one was not measured."""
-        if self.dense.latency is None or self.slim.latency is None:
-            return None
-        return ratio(self.dense.latency, self.slim.latency).value
+        """Dense over slim latency, as measured in turn; None if they were not measured."""
+        return None if self.share is None else 1 / self.share.value
 
     def print(self, console: Console | None = None) -> None:
         """Show the whole report as tables in the terminal."""
@@ -151,10 +152,9 @@ class Report:
             _row("MACs", self.dense.macs, self.slim.macs, format_count),
             _row("weights", self.dense.weight_bytes, self.slim.weight_bytes, format_bytes),
         ]
-        if self.dense.latency is not None and self.slim.latency is not None:
-            dense, slim = self.dense.latency, self.slim.latency
-            share = f"{ratio(slim, dense).value:.3f}"
-            rows.append(("latency", format_latency(dense), format_latency(slim), share))
+        if self.share is not None and self.dense.latency and self.slim.latency:
+            sides = format_latency(self.dense.latency), format_latency(self.slim.latency)
+            rows.append(("latency", *sides, f"{self.share.value:.3f}"))
             rows.append(("speed-up", "", f"{self.speedup:.2f}x", ""))
         if self.tabled is not None:
             rows.append(_row("latency by tables", *self.tabled, format_seconds))

@@ -1,41 +1,69 @@
-"""Latencies of whole networks: each set up a few times, and measured in turn with the dense one."""
+"""Latencies of whole networks, beside that of the dense one: looked at until they are known.
+
+Every look has engines of its own, and is one figure: how far these are apart tells what turns with
+the same engines cannot. Only large networks, and those that take long to set up, keep theirs: of
+these, nothing tells how lucky they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.backends.base import Backend, Engine
 from fxprune.backends.settings import Settings
 from fxprune.compiled import Compiled, set_up
 from fxprune.finalize import finalize
-from fxprune.measurement import Interval, Measurement, pooled, ratio
+from fxprune.measurement import Interval, Measurement, mean_of, pooled, ratio
 from fxprune.turns import Found, measure_interleaved
 
-DENSE_SECONDS = 6.0
-"""For which the dense network is measured at most before there are candidates."""
+LOOK_SECONDS = 2.0
+"""How long networks take turns before their engines are set up anew: the pace of a shared machine
+is to have changed some times by then."""
+LEAST_LOOKS = 4
+"""Without which nothing is known: three are alike by chance too often, as is asked after each."""
+RENEWING = 0.5
+"""Share of the time that may go by with setting engines up anew; otherwise they are kept."""
 MOST_SECONDS = 36.0
-"""For which a candidate is measured at most, each time that it is set up."""
+"""For which a candidate is measured at most, each time that it is compiled; setting up included."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Latencies of the dense network and a slim one, measured in turn."""
+    """Latencies of the dense network and a slim one, measured in turn.
 
-    dense: Measurement
-    slim: Measurement
+    Attributes:
+        looks: at both of them.
+    """
 
-    @property
+    looks: tuple[tuple[Measurement, Measurement], ...]
+
+    @cached_property
+    def dense(self) -> Measurement:
+        """All looks at the dense network."""
+        return pooled([dense for dense, _ in self.looks])
+
+    @cached_property
+    def slim(self) -> Measurement:
+        """All looks at the slim network."""
+        return pooled([slim for _, slim in self.looks])
+
+    @cached_property
+    def seconds(self) -> Interval:
+        """What the slim network takes."""
+        return mean_of([slim.seconds for _, slim in self.looks])
+
+    @cached_property
     def share(self) -> Interval:
         """Slim over dense latency."""
-        return ratio(self.slim, self.dense)
-
-    def pooled_with(self, more: Times) -> Times:
-        """Both together."""
-        return Times(pooled([self.dense, more.dense]), pooled([self.slim, more.slim]))
+        return mean_of([ratio(slim, dense) for dense, slim in self.looks])
 
 
 @dataclass(frozen=True)
@@ -46,13 +74,11 @@ class Deployed:
         slim: as it came.
         module: after `finalize`.
         compiled: that, compiled.
-        engines: of the dense network, and as many of this one.
     """
 
     slim: fx.GraphModule
     module: fx.GraphModule
     compiled: Compiled
-    engines: tuple[Sequence[Engine], Sequence[Engine]]
 
 
 @dataclass
@@ -80,11 +106,9 @@ class Stopwatch:
     ) -> Stopwatch:
         """Compile and measure the dense network."""
         compiled = Compiled.of(backend, settings, module, inputs)
-        (engines,) = set_up(compiled)
-        found = measure_interleaved(
-            {"dense": engines}, inputs, lambda found: found["dense"].converged, DENSE_SECONDS
-        )
-        return Stopwatch(backend, settings, inputs, compiled, found["dense"])
+        some = islice(looks({"dense": compiled}, inputs), LEAST_LOOKS)
+        dense = pooled([found["dense"] for found in some])
+        return Stopwatch(backend, settings, inputs, compiled, dense)
 
     def time(self, slim: fx.GraphModule, enough: Callable[[Times], bool]) -> Times:
         """Compile `slim` afresh, as it is deployed, and measure it beside the dense network.
@@ -95,60 +119,85 @@ class Stopwatch:
             enough: whether that is known well enough; if not, it is measured further.
         """
         if self.latest is None or self.latest.slim is not slim:
-            self.latest = self._set_up(slim)
+            self.latest = self._compiled(slim)
         before = self.times.get(slim)
-        found = self._race(enough, before)
-        self.times[slim] = found
-        return found
+        if before is None or not enough(before):
+            self.times[slim] = self._race(enough, before)
+        return self.times[slim]
 
     def again(self, slim: fx.GraphModule, enough: Callable[[Times], bool]) -> Times:
-        """Compile a network that was measured once more, and measure it further: all pooled.
+        """Compile a network that was measured once more, and measure it further.
 
         Args:
-            enough: as for `time`, of what is measured now.
+            enough: as for `time`.
         """
-        self.latest = self._set_up(slim)
-        more = self._race(enough)
-        self.times[slim] = found = self.times[slim].pooled_with(more)
-        return found
+        self.latest = self._compiled(slim)
+        self.times[slim] = self._race(enough, self.times[slim])
+        return self.times[slim]
 
-    def _race(self, enough: Callable[[Times], bool], before: Times | None = None) -> Times:
+    def _race(self, enough: Callable[[Times], bool], before: Times | None) -> Times:
         """The dense network and the latest candidate, measured in turn."""
-        assert self.latest is not None, "a candidate is set up first"
-        return race(*self.latest.engines, self.inputs, enough, MOST_SECONDS, before)
+        assert self.latest is not None, "a candidate is compiled first"
+        slim = self.latest.compiled
+        return race(self.compiled, slim, self.inputs, enough, MOST_SECONDS, before)
 
-    def _set_up(self, slim: fx.GraphModule) -> Deployed:
+    def _compiled(self, slim: fx.GraphModule) -> Deployed:
         self.latest = None  # room for the next one
         module = finalize(slim, self.inputs)
         compiled = Compiled.of(self.backend, self.settings, module, self.inputs)
-        dense, engines = set_up(self.compiled, compiled)
-        return Deployed(slim, module, compiled, (dense, engines))
+        return Deployed(slim, module, compiled)
 
 
 def race(
-    dense: Sequence[Engine],
-    slim: Sequence[Engine],
+    dense: Compiled,
+    slim: Compiled,
     inputs: tuple[Tensor, ...],
     enough: Callable[[Times], bool],
     max_seconds: float,
     before: Times | None = None,
 ) -> Times:
-    """Measure two networks in turn until that is `enough`.
+    """Look at two networks until that is `enough`, a few times at least.
 
     Args:
-        dense: engines of the one.
-        slim: as many of the other.
         enough: whether what was measured of them, all in all, will do.
-        max_seconds: as in `measure_interleaved`.
+        max_seconds: after which to stop in any case, but for the least number of looks. Setting
+            engines up takes its part of that.
         before: what was measured of them before; it counts as well.
     """
+    stop = time.perf_counter() + max_seconds
+    taken = []
+    for found in looks({"dense": dense, "slim": slim}, inputs):
+        taken.append((found["dense"], found["slim"]))
+        times = Times((*(before.looks if before else ()), *taken))
+        if len(taken) >= LEAST_LOOKS and (time.perf_counter() >= stop or enough(times)):
+            return times
+    raise AssertionError("looks have no end")
 
-    def told(found: Found) -> Times:
-        times = Times(found["dense"], found["slim"])
-        return before.pooled_with(times) if before else times
 
-    if before and enough(before):
-        return before
-    networks = {"dense": dense, "slim": slim}
-    found = measure_interleaved(networks, inputs, lambda found: enough(told(found)), max_seconds)
-    return told(found)
+def looks(networks: Mapping[str, Compiled], inputs: tuple[Tensor, ...]) -> Iterator[Found]:
+    """Measure networks in turn, again and again, with engines that are set up anew.
+
+    Where setting up takes longer than measuring does, several looks have the same engines; large
+    networks always have those that came from the compiler.
+    """
+    setting_up, start = 0.0, time.perf_counter()
+    engines: dict[str, tuple[Engine, ...]] = {}
+    while True:
+        begin = time.perf_counter()
+        if not engines or setting_up <= RENEWING * (begin - start):
+            _let_go(engines)  # room for the next ones
+            engines.update(zip(networks, set_up(*networks.values()), strict=True))
+            setting_up += time.perf_counter() - begin
+        yield measure_interleaved(engines, inputs, LOOK_SECONDS)
+
+
+def _let_go(engines: dict[str, tuple[Engine, ...]]) -> None:
+    refer_to_themselves = any(
+        isinstance(part, nn.Module)
+        for some in engines.values()
+        for engine in some
+        for part in vars(engine).values()
+    )
+    engines.clear()
+    if refer_to_themselves:
+        gc.collect()

@@ -65,6 +65,7 @@ def summarise(
         dropped=tuple(map(str, allocation.dropped)),
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
+        share=times.share if times else None,
         rounds=candidate.rounds,
         limits=choice.limits,
     )

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from torch import Tensor
@@ -24,32 +24,23 @@ from fxprune.backends.base import Engine
 from fxprune.measurement import Clock, Measurement, common
 from fxprune.sampler import Sampler, clock_of, undisturbed
 
-PROTOCOL = "turns/5"
+PROTOCOL = "turns/6"
 """Version of the way of measuring in turn; figures of different versions must not be mixed."""
 
-LEAST_TURNS = 15
-"""Turns without which nothing is known for certain: of five, all of one network may be slow, and no
-interval tells."""
+LEAST_TURNS = 5
+"""Turns whatever the time: one that was disturbed is not to decide."""
 TURN_SECONDS = 5e-3
 """How long one turn of the slowest network is to be; the others take as many samples."""
 FAST = 0.02
 """Seconds: turns begin with a call that is not counted where one of the fastest network takes
 less."""
-LOOK_SECONDS = 3.0
-"""After so long it is asked whether that is enough, again and again: the pace of a shared machine
-is to have changed some times by then."""
-STEADY = 0.03
-"""Spread down to which a latency has converged."""
 
 Found = Mapping[str, Measurement]
 """What networks take, by name."""
 
 
 def measure_interleaved(
-    networks: Mapping[str, Sequence[Engine]],
-    inputs: Sequence[Tensor],
-    enough: Callable[[Found], bool],
-    max_seconds: float,
+    networks: Mapping[str, Sequence[Engine]], inputs: Sequence[Tensor], seconds: float
 ) -> dict[str, Measurement]:
     """The latencies of several networks, measured turn by turn in random order.
 
@@ -59,29 +50,21 @@ def measure_interleaved(
     Args:
         networks: engines of each, by name; several of one take its turns one after the other.
         inputs: what all of them are called with.
-        enough: whether what was found will do; asked now and then, and when time is up.
-        max_seconds: after which to stop in any case, but for the least number of turns. Setting up
-            comes on top.
+        seconds: after which to stop, but for the least number of turns. Warming up comes on top.
     """
     engines = [engine for some in networks.values() for engine in some]
     clock = common("clocks", {clock_of(engine, inputs) for engine in engines})
     threads = common("thread counts", {engine.settings.threads for engine in engines})
+    samples: dict[str, list[float]] = {name: [] for name in networks}
+    order = random.Random()
     with undisturbed(engines, threads):
         players = _Players.of(networks, inputs, clock)
-    samples: dict[str, list[float]] = {name: [] for name in networks}
-    shuffled = random.Random(0)
-    start = look = time.perf_counter()
-    turns = 0
-    while True:
-        look = min(look + LOOK_SECONDS, start + max_seconds)
-        with undisturbed(engines, threads):
-            while turns < LEAST_TURNS or time.perf_counter() < look:
-                for name in shuffled.sample(list(samples), len(samples)):
-                    samples[name].append(players.turn(name, turns))
-                turns += 1
-        found = {name: _measurement(taken, clock) for name, taken in samples.items()}
-        if enough(found) or time.perf_counter() >= start + max_seconds:
-            return found
+        stop, turns = time.perf_counter() + seconds, 0
+        while turns < LEAST_TURNS or time.perf_counter() < stop:
+            for name in order.sample(list(samples), len(samples)):
+                samples[name].append(players.turn(name, turns))
+            turns += 1
+    return {name: Measurement.of_turns(taken, clock) for name, taken in samples.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +103,3 @@ class _Players:
         if self.warm_up:
             sampler.sample()
         return min(sampler.sample() for _ in range(self.count))
-
-
-def _measurement(samples: Sequence[float], clock: Clock) -> Measurement:
-    found = Measurement.of(samples, clock, converged=True, in_turn=True)
-    return replace(found, converged=found.spread <= STEADY)

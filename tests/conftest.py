@@ -12,9 +12,9 @@ def little_measuring() -> Iterator[None]:
     """Tests ask how latencies are used, not how exact they are: measure less, and hardly wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "ENGINES", 2)
-        patch.setattr(stopwatch, "DENSE_SECONDS", 0.5)
         patch.setattr(stopwatch, "MOST_SECONDS", 0.5)
         patch.setattr(turns, "LEAST_TURNS", 2)
-        patch.setattr(turns, "LOOK_SECONDS", 0.1)
+        patch.setattr(stopwatch, "LOOK_SECONDS", 0.05)
+        patch.setattr(stopwatch, "LEAST_LOOKS", 2)
         patch.setattr(quiet, "RATION", 0.05)
         yield

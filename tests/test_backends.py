@@ -133,6 +133,19 @@ def test_a_saved_engine_gives_the_same_after_loading(
     assert [file.name for file in tmp_path.iterdir()] == ["engine"]
 
 
+def test_what_openvino_has_compiled_is_set_up_again_without_compiling(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = needs("openvino")
+    engine = openvino.compile(net, INPUTS)
+    monkeypatch.setattr("fxprune.backends.openvino._compiled", None)
+    copier = openvino.copier(engine)
+    assert copier is not None
+    for copy in (copier(), copier()):
+        assert copy is not engine
+        torch.testing.assert_close(copy(*INPUTS), engine(*INPUTS))
+
+
 def test_eager_has_no_artefact_and_says_so(engines: dict[str, Engine], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"fxprune\.save"):
         engines["eager"].save(tmp_path / "engine")

@@ -350,7 +350,7 @@ def test_a_layer_is_measured_at_the_narrowest_width_that_it_may_have(formula, tm
 
 
 class ScriptedWatch:
-    """Hands out what it is told to have measured, all of it pooled, until that is enough."""
+    """Hands out the looks that it is told to have taken, all of them, until that is enough."""
 
     def __init__(self, *shares_by_time, afterwards=()):
         self.shares_by_time = shares_by_time
@@ -358,35 +358,38 @@ class ScriptedWatch:
         self.times = 0
 
     def time(self, slim, enough):
-        return beside_dense(self._measured(self.shares_by_time, enough))
+        return self._measured(self.shares_by_time, enough, [])
 
     def again(self, slim, enough):
         before = [share for some in self.shares_by_time[: self.times] for share in some]
-        return beside_dense([*before, *self._measured(self.afterwards, enough)])
+        return self._measured(self.afterwards, enough, before)
 
-    def _measured(self, shares_by_time, enough):
-        shares = []
+    def _measured(self, shares_by_time, enough, shares):
         for some in shares_by_time:
             self.times += 1
             shares += some
-            if enough(beside_dense(shares)):
+            if enough(found := beside_dense(shares)):
                 break
-        return shares
+        return found
 
 
 def beside_dense(shares):
-    """Turns of a slim network, and as many of a dense one that always takes a second."""
-    return Times(turns([1.0] * len(shares)), turns(shares))
+    """Looks at a slim network, each beside a dense one that always takes a second."""
+    return Times(tuple((turns(1.0), turns(share)) for share in shares))
 
 
 def turns(seconds):
-    """A measurement with one sample in each turn."""
-    return Measurement(seconds[0], 0.0, tuple(seconds), "cpu", True, in_turn=True)
+    """A measurement of several turns that all take as long."""
+    return Measurement.of_turns([seconds] * 5, "cpu")
 
 
-def used(watch):
+def used(watch, limit=0.6, relative=True):
     timed = SimpleNamespace(seconds=2.0, watch=watch)
-    return LatencyGauge(Budget("latency", 0.6, relative=True), timed).actual(None, None)
+    return LatencyGauge(Budget("latency", limit, relative=relative), timed).actual(None, None)
+
+
+def test_a_latency_in_seconds_is_the_mean_of_what_looks_found():
+    assert used(ScriptedWatch([0.5, 0.52] * 8), 0.6, relative=False) == pytest.approx(0.26**0.5)
 
 
 @pytest.mark.parametrize("share", [0.58, 0.602])
@@ -398,12 +401,12 @@ def test_a_clear_latency_outside_of_the_window_is_measured_once(share):
 
 def test_a_latency_in_the_window_is_set_up_and_measured_once_more_and_both_count():
     watch = ScriptedWatch([0.59] * 8, afterwards=[[0.585] * 16])
-    assert used(watch) == pytest.approx(1.17)
+    assert used(watch) == pytest.approx(2 * (8 * 0.59 + 16 * 0.585) / 24, rel=1e-4)
     assert watch.times == 2
 
 
 def test_a_latency_in_the_window_is_to_be_known_better_the_second_time():
-    clear_to_one_per_cent = np.linspace(0.58, 0.6, 16).tolist()
+    clear_to_one_per_cent = np.linspace(0.575, 0.605, 16).tolist()
     watch = ScriptedWatch(clear_to_one_per_cent, afterwards=[clear_to_one_per_cent, [0.586] * 99])
     used(watch)
     assert watch.times == 3
@@ -416,8 +419,8 @@ def test_a_latency_clearly_outside_of_the_window_is_measured_once():
 
 
 def test_an_unclear_latency_is_measured_again_even_where_it_lies_inside():
-    watch = ScriptedWatch(np.linspace(0.583, 0.62, 8).tolist(), [0.601] * 300, [0.601] * 9)
-    assert used(watch) == pytest.approx(1.202)
+    watch = ScriptedWatch(np.linspace(0.575, 0.612, 8).tolist(), [0.601] * 300, [0.601] * 9)
+    assert used(watch) == pytest.approx(1.202, rel=1e-4)
     assert watch.times == 2
 
 

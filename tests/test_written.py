@@ -33,6 +33,15 @@ def test_rows_that_were_made_elsewhere_are_not_passed_off_as_ones_from_here(tmp_
     assert path.read_text() == before
 
 
+def test_figures_do_not_come_to_stand_under_other_headings(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    table(path).add("resnet18", "onnxruntime", "3")
+    before = path.read_text()
+    with pytest.raises(SystemExit, match="other columns"):
+        WrittenTable(path, "# Title\n\nWhat it is.", ("network", "backend", "ms"), 2)
+    assert path.read_text() == before
+
+
 def test_other_words_above_the_conditions_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     table(path).add("resnet18", "onnxruntime", "3")
@@ -62,16 +71,17 @@ def test_the_summary_counts_windows_refusals_and_errors() -> None:
     made = WrittenTable(None, "", COLUMNS, keys=3)
     cells = dict.fromkeys(COLUMNS, "-") | {"seconds": "60"}
     rows = [
-        ("59.0 %", "+1.0 %", "yes"),
-        ("57.9 %", "-3.0 %", "no"),
-        ("61.5 %", "+2.0 %", "no"),
-        ("-", "-", "refused: 2 ms"),
+        ("59.0 %", "58.0 to 60.1", "+1.0 %", "yes"),
+        ("57.9 %", "57.4 to 58.4", "-3.0 %", "no"),
+        ("61.5 %", "60.5 to 62.5", "+2.0 %", "no"),
+        ("-", "-", "-", "refused: 2 ms"),
     ]
-    for measured, error, verdict in rows:
-        found = {"measured": measured, "error": error, "in window": verdict}
+    for measured, interval, error, verdict in rows:
+        found = {"measured": measured, "interval": interval, "error": error, "in window": verdict}
         made.add(*(cells | {"requested": "60 %"} | found).values())
     told = summary(made)
     assert "4 rows: 1 in the window" in told
-    assert "2 outside by 0.9 points in the median, 1.5 at most, 1 refused" in told
+    assert "2 outside by 0.9 points in the median, 1.5 at most, 1 of these" in told
+    assert "with all of the interval, 1 refused" in told
     assert "2.0 % in the median" in told
     assert "4 minutes" in told

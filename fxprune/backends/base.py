@@ -159,6 +159,14 @@ class Backend(ABC):
             raise InputError(f"there is no file {str(path)!r}", f"backend {self.name!r}")
         return self.attempt(f"load {str(path)!r}", lambda: self.restore(path))
 
+    def copier(self, engine: Engine) -> Callable[[], Engine] | None:
+        """What sets a compiled engine up once more, where that takes less than to load it.
+
+        None: it is saved and loaded, or compiled again.
+        """
+        del engine
+        return None
+
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float] | None:
         """Seconds by kernel for one inference, in execution order; None where it cannot be told."""
         del engine, inputs

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -141,6 +142,16 @@ class OpenVinoBackend(Backend):
         used = _used_inputs(compiled, model, len(signature.shapes))
         return OpenVinoEngine(self.name, settings, signature, model, compiled, used)
 
+    def copier(self, engine: Engine) -> Callable[[], Engine]:
+        """Loading compiles the ONNX model anew; this keeps and takes what was compiled."""
+        assert isinstance(engine, OpenVinoEngine)
+        exported = cache(engine.compiled.export_model)
+
+        def copy() -> Engine:
+            return replace(engine, compiled=_imported(exported(), engine.settings))
+
+        return lambda: self.attempt("set the model up once more", copy)
+
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
         """Seconds by fx node, from OpenVINO's performance counters."""
         from fxprune.backends import onnx_model
@@ -160,15 +171,13 @@ def _set_up(compiled: Any, settings: Settings, count: int) -> Iterator[Any]:
     It is not compiled anew: that takes longer, and numbers the kernels anew that no node gives a
     name to, so that each would count as several. Of what takes long to run, there are fewer.
     """
-    import openvino
-
     yield compiled
     exported = compiled.export_model()
     stop = time.perf_counter() + PROFILING
     for done in range(1, count):
         if done >= FEWEST_ENGINES and time.perf_counter() > stop:
             break
-        yield openvino.Core().import_model(exported, "CPU", _options(settings, profiled=True))
+        yield _imported(exported, settings, profiled=True)
 
 
 def _means_of_all(
@@ -265,6 +274,13 @@ def _compiled(model: bytes, settings: Settings, *, profiled: bool = False) -> An
             fix="choose precision fp32",
         )
     return compiled
+
+
+def _imported(exported: Any, settings: Settings, *, profiled: bool = False) -> Any:
+    """What `export_model` gave, set up once more."""
+    import openvino
+
+    return openvino.Core().import_model(exported, "CPU", _options(settings, profiled=profiled))
 
 
 def _options(settings: Settings, *, profiled: bool) -> dict[str, Any]:
