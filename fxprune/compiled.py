@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -27,6 +28,8 @@ from fxprune.sizes import weight_bytes
 
 ENGINES = 4
 """How often networks are set up that are compared, for every look at them."""
+KEPT = 8
+"""How many are made of a network in all where memory is not freed: they have turns again."""
 SETTING_UP = 5.0
 """Seconds after which no further engines are made."""
 WEIGHTS = 2**28
@@ -66,9 +69,24 @@ class Compiled:
         except BackendError:  # nothing is compiled, so there is nothing to save
             shutil.rmtree(folder)
             return Compiled(engine, partial(backend.compile, module, inputs, settings), weights)
-        found = Compiled(engine, partial(backend.load, path), weights)
+        load = partial(backend.load, path)
+        another = load if backend.frees_engines else _one_of_few(load)
+        found = Compiled(engine, another, weights)
         weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
         return found
+
+
+def _one_of_few(load: Callable[[], Engine]) -> Callable[[], Engine]:
+    made: list[Engine] = []
+    calls = count()
+
+    def another() -> Engine:
+        place = next(calls) % KEPT
+        if place == len(made):
+            made.append(load())
+        return made[place]
+
+    return another
 
 
 def set_up(*networks: Compiled) -> list[tuple[Engine, ...]]:
@@ -76,12 +94,12 @@ def set_up(*networks: Compiled) -> list[tuple[Engine, ...]]:
 
     Of large networks, these are the ones that came from the compiler.
     """
-    count = min(ENGINES, *(WEIGHTS // max(network.weights, 1) for network in networks))
-    if count <= 1:
+    most = min(ENGINES, *(WEIGHTS // max(network.weights, 1) for network in networks))
+    if most <= 1:
         return [(network.engine,) for network in networks]
     order, stop = random.Random(), time.perf_counter() + SETTING_UP
     engines: list[list[Engine]] = [[] for _ in networks]
-    while not engines[0] or (len(engines[0]) < count and time.perf_counter() < stop):
+    while not engines[0] or (len(engines[0]) < most and time.perf_counter() < stop):
         for place in order.sample(range(len(networks)), len(networks)):
             engines[place].append(networks[place].another())
     return [*map(tuple, engines)]

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from fxprune import compiled, sampler, stopwatch, turns
 from fxprune import measure as measure_module
 from fxprune.backends import Engine, Region, Settings, get_backend
+from fxprune.backends.onnxruntime import OnnxRuntimeBackend
 from fxprune.backends.signature import Signature
 from fxprune.compiled import Compiled, set_up
 from fxprune.errors import BackendError, InputError, MeasurementError
@@ -468,6 +469,16 @@ def test_a_compiled_network_can_be_set_up_again(name: str) -> None:
     again = network.another()
     assert again is not network.engine
     torch.testing.assert_close(again(x), network.engine(x))
+
+
+def test_where_engines_stay_in_memory_few_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntimeBackend, "frees_engines", False)
+    monkeypatch.setattr(compiled, "KEPT", 3)
+    backend = get_backend("onnxruntime")
+    network = Compiled.of(backend, Settings(), nn.Linear(4, 4), (torch.randn(1, 4),))
+    made = [network.another() for _ in range(7)]
+    assert len({*map(id, made)}) == 3
+    assert made[0] is made[3] is made[6]
 
 
 def test_nothing_is_left_of_a_compiled_network(

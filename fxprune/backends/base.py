@@ -83,6 +83,9 @@ class Backend(ABC):
     alignment: int = 8
     """Channel counts that are a multiple of this run well; others can be slower than wider ones."""
 
+    frees_engines: ClassVar[bool] = True
+    """Whether nothing is left in memory of an engine that nobody uses any more."""
+
     @abstractmethod
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine and how to change that; None if it can."""

@@ -96,6 +96,7 @@ class InductorBackend(Backend):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     device_types = ("cpu", "cuda")
     takes_channels_last = True
+    frees_engines = False  # native code stays, and weights with it
 
     def unavailable(self) -> str | None:
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
