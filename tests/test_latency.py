@@ -420,7 +420,7 @@ def test_a_latency_clearly_outside_of_the_window_is_measured_once():
 
 def test_an_unclear_latency_is_measured_again_even_where_it_lies_inside():
     watch = ScriptedWatch(np.linspace(0.575, 0.612, 8).tolist(), [0.601] * 300, [0.601] * 9)
-    assert used(watch) == pytest.approx(1.202, rel=1e-4)
+    assert used(watch) == pytest.approx(1.202, rel=1e-3)
     assert watch.times == 2
 
 
