@@ -1,8 +1,8 @@
 """Networks compiled once and set up a few times, so that no engine's luck decides what is measured.
 
 Where the tensors of an engine come to lie in memory changes its latency (`python -m
-benchmarks.luck`), and engines that are set up one after the other share some of that luck. So those
-of networks that are compared are set up by turns, in random order.
+benchmarks.luck`), and engines that are set up one after the other may share that luck. So those of
+networks that are compared are set up by turns, in random order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -29,7 +29,7 @@ from fxprune.sizes import weight_bytes
 ENGINES = 4
 """How often networks are set up that are compared, for every look at them."""
 KEPT = 8
-"""How many are made of a network in all where memory is not freed: they have turns again."""
+"""How many are made of a network in all where memory is not freed."""
 SETTING_UP = 5.0
 """Seconds after which no further engines are made."""
 WEIGHTS = 2**28
@@ -70,21 +70,23 @@ class Compiled:
             shutil.rmtree(folder)
             return Compiled(engine, partial(backend.compile, module, inputs, settings), weights)
         load = partial(backend.load, path)
-        another = load if backend.frees_engines else _one_of_few(load)
+        most = min(KEPT, WEIGHTS // max(weights, 1))
+        another = load if backend.frees_engines else _one_of_few(load, most)
         found = Compiled(engine, another, weights)
         weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
         return found
 
 
-def _one_of_few(load: Callable[[], Engine]) -> Callable[[], Engine]:
+def _one_of_few(load: Callable[[], Engine], most: int) -> Callable[[], Engine]:
+    """`load` for so many times, and then what it gave, again and again."""
     made: list[Engine] = []
-    calls = count()
+    again = cycle(made)
 
     def another() -> Engine:
-        place = next(calls) % KEPT
-        if place == len(made):
+        if len(made) < max(most, 1):
             made.append(load())
-        return made[place]
+            return made[-1]
+        return next(again)
 
     return another
 

@@ -1,8 +1,8 @@
 """Latencies of whole networks, beside that of the dense one: looked at until they are known.
 
 Every look has engines of its own, and is one figure: how far these are apart tells what turns with
-the same engines cannot. Only large networks, and those that take long to set up, keep theirs: of
-these, nothing tells how lucky they are.
+the same engines cannot. Where networks are large, take long to set up, or never leave memory, there
+are few engines, which serve again: nothing tells how lucky these are.
 """
 
 from __future__ import annotations
@@ -199,5 +199,5 @@ def _let_go(engines: dict[str, tuple[Engine, ...]]) -> None:
         for part in vars(engine).values()
     )
     engines.clear()
-    if refer_to_themselves:
+    if refer_to_themselves:  # modules do, and Python counts few of them: several may be left
         gc.collect()
