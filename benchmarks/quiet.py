@@ -1,11 +1,11 @@
-"""What is gained by timing kernels in quiet moments, and what does waiting for these cost?
+"""What is gained by measuring an engine in quiet moments, and what does waiting for these cost?
 
     python -m benchmarks.quiet --out docs/quiet.md
 
-Kernels are set up and timed side by side, as for latency tables, again and again, now at once and
-now when a moment is quiet. *Median* and *worst tenth* are of those timings, the latter over the
-fastest of all; *seconds* is what one model with all of them takes, setting up included. Backends
-that the file has already are not run again.
+Small models of one kernel are compiled and measured by the clock, as kernels are for which a
+backend has no profiles, again and again, now at once and now when a moment is quiet. *Median* and
+*worst tenth* are of these measurements, the latter over the fastest of all; *seconds* is what one
+takes, without compiling. Backends that the file has already are not run again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +24,8 @@ import torch
 
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Region, get_backend
-from fxprune.passes.together import TOGETHER
+from fxprune.measure import measure
+from fxprune.passes.kernels import KERNEL_TIMING
 from fxprune.quiet import Canary
 
 REGIONS = {
@@ -50,9 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     intro = __doc__.split("\n\n")[2].replace("\n", " ")
-    heading = (
-        f"# Kernels, timed at once and when it is quiet\n\n{intro}\n\n{machine()}; one thread."
-    )
+    heading = f"# Measuring at once and when it is quiet\n\n{intro}\n\n{machine()}; one thread."
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
     for name in arguments.backends:
         if name not in table.column("backend"):
@@ -61,40 +61,31 @@ def main() -> None:
 
 def compare(backend: Backend, seconds: float, table: WrittenTable) -> None:
     """Add the rows of one backend."""
-    told: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    places = [*product(REGIONS, WAYS)]
+    told: dict[tuple[str, str], list[float]] = {place: [] for place in places}
+    took: dict[tuple[str, str], list[float]] = {place: [] for place in places}
     shuffled = random.Random(0)
-    timed(backend)  # what is made once in a process is made now
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
-        for way in shuffled.sample([*WAYS], len(WAYS)):
+        for kernel, way in shuffled.sample(places, len(places)):
+            region = REGIONS[kernel]
+            engine, inputs = backend.compile_region(region), region.inputs()
             start = time.perf_counter()
             with WAYS[way]():
-                told[way].append(timed(backend))
-            took[way].append(time.perf_counter() - start)
-    figures = {way: np.array(told[way]) for way in WAYS}
-    fastest = np.concatenate([*figures.values()]).min(axis=0)
-    for place, kernel in enumerate(REGIONS):
-        for way in WAYS:
-            own = figures[way][:, place]
-            table.add(
-                backend.name,
-                kernel,
-                way,
-                f"{len(own)}",
-                f"{1e6 * np.median(own):.1f}",
-                f"{np.quantile(own, 0.9) / fastest[place]:.2f}",
-                f"{np.mean(took[way]):.2f}",
-            )
-
-
-def timed(backend: Backend) -> list[float]:
-    """Seconds of every kernel, each the mean of those of a few that are alike."""
-    regions = [*REGIONS.values()]
-    found = backend.region_seconds(regions * (TOGETHER // len(regions)))
-    assert found is not None, "both backends tell kernels from networks"
-    means: list[float] = np.reshape(found, (-1, len(regions))).mean(axis=0).tolist()
-    return means
+                told[kernel, way].append(measure(engine, inputs, KERNEL_TIMING).seconds)
+            took[kernel, way].append(time.perf_counter() - start)
+    for kernel, way in places:
+        own = told[kernel, way]
+        fastest = min(min(told[kernel, other]) for other in WAYS)
+        table.add(
+            backend.name,
+            kernel,
+            way,
+            f"{len(own)}",
+            f"{1e6 * np.median(own):.1f}",
+            f"{np.quantile(own, 0.9) / fastest:.2f}",
+            f"{np.mean(took[kernel, way]):.2f}",
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from fxprune.passes.importance import magnitude
 from fxprune.passes.layers import find_layers
 from fxprune.passes.seen import Seen
 from fxprune.passes.slim import slim
-from fxprune.passes.together import batches, company
+from fxprune.passes.together import batches, company, pace, references
 
 NETWORKS = ("resnet50", "mobilenet_v3_large", "regnet_y_400mf", "shufflenet_v2_x1_0")
 COLUMNS = ("network", "backend", "timed", "kernels", "dense", "half", "ms per kernel")
@@ -114,8 +114,10 @@ def side_by_side(backend: Backend, regions: Sequence[Region]) -> dict[Region, fl
     """Seconds of each, in models with others."""
     found: dict[Region, float] = {}
     for batch in batches(regions):
-        some = [*batch, *company(batch, found)]
-        found |= zip(batch, told(backend, some), strict=False)
+        some = [*batch, *company(batch, references(found))]
+        timed = [*zip(some, told(backend, some), strict=True)]
+        slower = pace(timed, found)
+        found |= {region: seconds / slower for region, seconds in timed[: len(batch)]}
     return found
 
 

@@ -5,9 +5,8 @@
 
 Each network starts with an empty cache. *Cold* and *warm* are the seconds of preparing it: capture,
 inference, importance, compiling and measuring the dense network, and its tables; *tables* is the
-part of the cold run in which kernels were measured. *Waited* are the seconds of the cold run that
-went by with waiting until neighbours left the core alone. *Measured warm* are the kernels that the
-second run measured, which are to be none.
+part of the cold run in which kernels were measured. *Measured warm* are the kernels that the second
+run measured, which are to be none.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torchvision
@@ -28,10 +24,9 @@ from benchmarks.latency_budget import NETWORKS
 from benchmarks.written import WrittenTable, machine
 from fxprune.cache import Cache
 from fxprune.prepare import Options, prepare
-from fxprune.quiet import Canary
 
 COLUMNS = (
-    "network", "backend", "entries", "cold s", "tables s", "waited s", "ms per entry", "warm s",
+    "network", "backend", "entries", "cold s", "tables s", "ms per entry", "warm s",
     "measured warm",
 )  # fmt: skip
 
@@ -80,32 +75,16 @@ def cost(network: str, backend: str) -> list[str]:
     """Prepare one network twice, and count what the cache had to learn."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "cache.sqlite"))
-        with counted_waits() as waits:
-            cold, watch, entries = prepared(network, backend, path)
+        cold, watch, entries = prepared(network, backend, path)
         warm, _, more = prepared(network, backend, path)
     return [
         f"{entries}",
         f"{cold:.0f}",
         f"{watch.seconds:.0f}",
-        f"{sum(waits):.0f}",
         f"{1e3 * watch.seconds / max(entries, 1):.0f}",
         f"{warm:.0f}",
         f"{more}",
     ]
-
-
-@contextmanager
-def counted_waits() -> Iterator[list[float]]:
-    """The seconds of every wait for a quiet moment."""
-    waits: list[float] = []
-    wait = Canary.wait
-
-    def counted(canary: Canary, patience: float) -> float:
-        waits.append(wait(canary, patience))
-        return waits[-1]
-
-    with patch.object(Canary, "wait", counted):
-        yield waits
 
 
 def prepared(network: str, backend: str, cache: str) -> tuple[float, Watch, int]:

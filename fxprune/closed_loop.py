@@ -34,7 +34,7 @@ RETREATS = 4
 RETREAT = 0.9
 """Where none of these rounds kept the budgets: further ones, each with a lower aim for those that
 were exceeded. The only other network that surely keeps them is the smallest of all."""
-PARTICULAR_ROUNDS = 3
+PARTICULAR_ROUNDS = 5
 """After these, a candidate may lie close to the low end of the window."""
 
 

@@ -1,15 +1,16 @@
 """Moments in which a shared machine runs at its full speed.
 
 Whatever runs on the other thread of a core, in another virtual machine even, slows everything down
-for fractions of a second, and not alike: a dense convolution by a fifth, a depthwise one twofold
-(`python -m benchmarks.quiet`). A moment of arithmetic, which touches no cache, tells whether
-somebody is there; what is not measured in turn with something else waits until nobody is.
+for fractions of a second or longer, and not alike: a dense convolution by a fifth, a depthwise one
+twofold. A moment of arithmetic, which touches no cache, tells whether somebody is there; what is
+measured alone, without anything else to compare it with, waits until nobody is (`python -m
+benchmarks.quiet`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,6 +31,8 @@ RATION = 0.7
 MOST_SAVED = 5.0
 """Seconds of waiting that may be saved up."""
 ADDITIONS = 1000
+OF_A_MOMENT = 0.1
+"""Seconds that there are to wait for each of several moments, which share them."""
 
 
 class Canary:
@@ -90,6 +93,14 @@ class Patience:
     def wait(self) -> None:
         """Wait until no neighbour slows this process down, or patience or ration are over."""
         self.left -= _canary().wait(max(self.left, 0.0))
+
+
+def quiet_moments(count: int) -> Iterator[int]:
+    """So many moments, of which as many are quiet as patience allows."""
+    patience = Patience(count * OF_A_MOMENT)
+    for moment in range(count):
+        patience.wait()
+        yield moment
 
 
 @cache

@@ -1,5 +1,6 @@
 """Latency tables on a formula in place of a clock."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -448,6 +449,60 @@ def test_a_kernel_that_is_missing_is_timed_with_those_that_are_known(tmp_path):
     once = Telling()
     measured(once, tmp_path, wider)
     assert once.asked == []
+
+
+class Slowing(Telling):
+    """Takes so many times longer than it should, each time that it is asked."""
+
+    def __init__(self, *times):
+        super().__init__()
+        self.times = itertools.cycle(times)
+
+    def region_seconds(self, regions, settings, device):
+        now = next(self.times)
+        return [now * seconds for seconds in super().region_seconds(regions, settings, device)]
+
+
+def test_all_kernels_are_told_at_the_pace_of_those_that_were_timed_first(tmp_path):
+    backend = Slowing(2.0, 1.0, 3.5, 1.7)
+    tables = measured(backend, tmp_path)
+    assert len(backend.asked) > 4
+    for table in tables:
+        assert table.at({}) == pytest.approx(2 * seconds_of(table.layer.region))
+
+
+def test_kernels_that_are_missing_are_told_at_the_pace_of_those_that_are_known(tmp_path):
+    narrow = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1))
+    measured(Telling(), tmp_path, narrow)
+    wider = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1))
+    _, last = measured(Slowing(1.8), tmp_path, wider)
+    assert last.at({}) == pytest.approx(seconds_of(last.layer.region))
+
+
+def test_merged_kernels_are_told_at_the_pace_of_the_network_that_they_are_to_run_in(tmp_path):
+    network = prepared(small_resnet(16), images(1))[2]
+    measured(Telling(), tmp_path, small_resnet(16))
+    _, _, layers, choices = prepared(nn.Sequential(nn.Conv2d(3, 2, 1)), images(1))
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        (table,) = kernels.measure_layers(
+            layers, choices, Slowing(3.0), Settings(), "cpu", 4, cache, beside=network
+        )
+    assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
+
+
+def test_a_pace_is_told_by_the_slower_half_of_what_is_known():
+    regions = [Region("linear", 1, 8, width) for width in (8, 16, 24, 32, 40)]
+    known = dict(zip(regions, (5e-6, 1e-6, 4e-6, 2e-6, 3e-6), strict=True))
+    assert together.references(known) == [regions[place] for place in (0, 2, 4)]
+    assert together.references({}) == []
+
+
+def test_a_kernel_that_was_disturbed_does_not_change_the_pace():
+    regions = [Region("linear", 1, 8, width) for width in (8, 16, 24, 32)]
+    known = dict.fromkeys(regions[:3], 1e-6)
+    told = zip(regions, (2e-6, 9e-6, 2e-6, 7e-6), strict=True)
+    assert together.pace(told, known) == pytest.approx(2)
+    assert together.pace([(regions[3], 7e-6)], known) == 1
 
 
 def test_few_kernels_are_timed_with_those_of_the_network_that_they_are_to_run_in(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxprune.backends import Settings, onnxruntime_log, profiles
-from fxprune.backends.onnxruntime_log import LoggedSession
+from fxprune.backends.onnxruntime_log import LoggedSession, kernel_seconds
 
 INPUTS = (torch.zeros(1, 16, 7, 7),)
 
@@ -27,20 +27,16 @@ def test_kernels_are_told_without_the_cost_of_the_log(monkeypatch):
     logged = {"conv": [12e-6] * 8, "view": [1e-6] * 8}
     monkeypatch.setattr(LoggedSession, "logged", lambda *_: logged)
     monkeypatch.setattr(onnxruntime_log, "_cost_of_an_entry", lambda: 2e-6)
-    told = LoggedSession(onnxruntime_log._chain(1), Settings()).kernel_seconds(INPUTS, 8)
-    assert told["conv"] == pytest.approx([10e-6] * 8)
-    assert told["view"] == [onnxruntime_log.SHORTEST] * 8
+    told = kernel_seconds(onnxruntime_log._chain(1), Settings(), INPUTS, 2, 8)
+    assert told["conv"] == pytest.approx([10e-6] * 16)
+    assert told["view"] == [onnxruntime_log.SHORTEST] * 16
 
 
 def test_every_run_of_every_kernel_is_logged_and_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    session = LoggedSession(onnxruntime_log._chain(3), Settings())
-    told = session.kernel_seconds(INPUTS, 8)
-    assert {name: len(told[name]) for name in ("layer0", "layer1", "layer2")} == {
-        "layer0": 8,
-        "layer1": 8,
-        "layer2": 8,
-    }
+    told = kernel_seconds(onnxruntime_log._chain(3), Settings(), INPUTS, 3, 4)
+    layers = [f"layer{i}" for i in range(3)]
+    assert [len(told[layer]) for layer in layers] == [12] * 3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
 from fxprune.backends.onnxruntime_session import feed, options_for, session_of
-from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.profiles import by_node
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
 from fxprune.backends.signature import Signature
@@ -24,7 +24,10 @@ from fxprune.files import atomic_path
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-REGION_RUNS = 8
+SESSIONS = 4
+"""Whether a kernel's tensors lie well is luck, so that models are set up some times to be timed."""
+PROFILED_RUNS = 10
+REGION_RUNS = 4
 BORDERS = ("ReorderInput", "ReorderOutput", "pool.", "gemm_input_reshape", "gemm_output_reshape")
 """What the names of kernels begin with that change the layout around a region."""
 
@@ -101,17 +104,17 @@ class OnnxRuntimeBackend(Backend):
     def region_seconds(
         self, regions: Sequence[Region], settings: Settings | None = None, device: str = "cpu"
     ) -> list[float]:
-        """Seconds of each region's own kernels, from the log of a session with all of them."""
+        """Seconds of each region's own kernels, from the log of sessions with all of them."""
         from fxprune.backends.onnx_regions import SideBySide, described
-        from fxprune.backends.onnxruntime_log import LoggedSession
+        from fxprune.backends.onnxruntime_log import kernel_seconds
 
         settings = settings or Settings()
         self.require(settings, (torch.empty(0, device=device),))
 
         def seconds() -> list[float]:
             some = SideBySide.of(regions, _written)
-            logged = LoggedSession(some.model, settings)
-            return some.seconds(logged.kernel_seconds(some.inputs, REGION_RUNS), BORDERS)
+            kernels = kernel_seconds(some.model, settings, some.inputs, SESSIONS, REGION_RUNS)
+            return some.seconds(kernels, BORDERS)
 
         return self.attempt(f"time {described(regions)}", seconds)
 
@@ -128,12 +131,12 @@ class OnnxRuntimeBackend(Backend):
     def profile(self, engine: Engine, inputs: tuple[Tensor, ...]) -> dict[str, float]:
         """Seconds by fx node, from ONNX Runtime's own log of every run of every kernel."""
         from fxprune.backends import onnx_model
-        from fxprune.backends.onnxruntime_log import LoggedSession
+        from fxprune.backends.onnxruntime_log import kernel_seconds
 
         assert isinstance(engine, OnnxRuntimeEngine)
-        logged = LoggedSession(engine.model, engine.settings)
-        seconds = logged.kernel_seconds(inputs, PROFILED_RUNS)
-        return by_node(seconds, onnx_model.nodes_by_kernel(engine.model))
+        model, settings = engine.model, engine.settings
+        seconds = kernel_seconds(model, settings, inputs, SESSIONS, PROFILED_RUNS)
+        return by_node(seconds, onnx_model.nodes_by_kernel(model))
 
 
 def _written(region: Region, prefix: str = "") -> ModelProto:

@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from fxprune.backends.onnx_model import IR_VERSION, OPSET
 from fxprune.backends.onnxruntime_session import feed, options_for, session_of
-from fxprune.backends.profiles import PATIENCE_OF_A_RUN, SHORTEST, typical
+from fxprune.backends.profiles import SHORTEST, typical
 from fxprune.backends.settings import Settings
-from fxprune.quiet import Patience
+from fxprune.quiet import quiet_moments
 
 # Layers of a network that does next to nothing, their channels and the size of what they see; its
 # runs, and how often it is tried.
@@ -56,21 +57,20 @@ class LoggedSession:
         options.profile_file_prefix = str(Path(folder, "profile"))
         self._session = session_of(model, options)
 
-    def kernel_seconds(self, inputs: tuple[Tensor, ...], runs: int) -> dict[str, list[float]]:
-        """Seconds of every run of every kernel, without what the log costs."""
-        cost = _cost_of_an_entry()
-        logged = self.logged(feed(self._session, inputs), runs)
-        return {kernel: [max(s - cost, SHORTEST) for s in runs] for kernel, runs in logged.items()}
+    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The inputs by name, as NumPy arrays."""
+        return feed(self._session, inputs)
 
-    def logged(self, inputs: Mapping[str, Any], runs: int) -> dict[str, list[float]]:
-        """The same with what the log costs.
+    def logged(
+        self, inputs: Mapping[str, Any], moments: Iterable[object]
+    ) -> dict[str, list[float]]:
+        """Seconds of every run of every kernel, with what the log costs.
 
         Args:
             inputs: NumPy arrays by name.
+            moments: of which each is followed by a run.
         """
-        patience = Patience(runs * PATIENCE_OF_A_RUN)
-        for _ in range(runs):
-            patience.wait()
+        for _ in moments:
             self._session.run(None, inputs)
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         self._clear()
@@ -83,6 +83,19 @@ class LoggedSession:
         return seconds
 
 
+def kernel_seconds(
+    model: bytes, settings: Settings, inputs: tuple[Tensor, ...], sessions: int, runs: int
+) -> dict[str, list[float]]:
+    """Seconds of every run of every kernel in so many sessions, without what the log costs."""
+    cost = _cost_of_an_entry()
+    seconds = defaultdict[str, list[float]](list)
+    for _ in range(sessions):
+        session = LoggedSession(model, settings)
+        for kernel, taken in session.logged(session.feed(inputs), range(runs)).items():
+            seconds[kernel] += [max(s - cost, SHORTEST) for s in taken]
+    return seconds
+
+
 @cache
 def _cost_of_an_entry() -> float:
     """Seconds: kernels that do next to nothing, by the log and by the clock, at their quietest."""
@@ -92,7 +105,7 @@ def _cost_of_an_entry() -> float:
 def _logged_in_excess() -> float:
     inputs = {"x": np.zeros((1, CHANNELS, SIZE, SIZE), dtype=np.float32)}
     kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
-    logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, RUNS)
+    logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, quiet_moments(RUNS))
     # Not what the changes of layout at both ends take.
     layers = [typical(runs) for name, runs in logged.items() if name.startswith(LAYER)]
     return fmean(layers) - kernel
@@ -100,9 +113,8 @@ def _logged_in_excess() -> float:
 
 def _call_seconds(layers: int, inputs: Mapping[str, Any]) -> float:
     session = session_of(_chain(layers), options_for(Settings()))
-    taken, patience = [], Patience(RUNS * PATIENCE_OF_A_RUN)
-    for _ in range(RUNS):
-        patience.wait()
+    taken = []
+    for _ in quiet_moments(RUNS):
         start = time.perf_counter()
         session.run(None, inputs)
         taken.append(time.perf_counter() - start)

@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
-from fxprune.backends.profiles import OVERHEAD, PATIENCE_OF_A_RUN, by_node
+from fxprune.backends.profiles import OVERHEAD, by_node
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError
 from fxprune.files import atomic_path
-from fxprune.quiet import Patience
 
-PROFILED_ENGINES = 16
-REGION_ENGINES = 8
+PROFILED_ENGINES = 12
+REGION_ENGINES = 6
 """Whether a kernel's tensors lie well is luck, and a neighbour may come at any time: many engines
 that are run a few times tell more of a kernel than a few that are run often."""
-RUNS_OF_AN_ENGINE = 2
+RUNS_OF_AN_ENGINE = 4
 """After one that does not count."""
 FEWEST_ENGINES = 4
 PROFILING = 8.0
@@ -202,7 +201,6 @@ def _kernel_means(
         without: types of kernels to leave out.
     """
     request = _request(compiled, arrays)
-    patience = Patience(RUNS_OF_AN_ENGINE * PATIENCE_OF_A_RUN)
 
     def totals(count: int) -> dict[tuple[str, str], float]:
         return {
@@ -213,7 +211,6 @@ def _kernel_means(
     request.infer()
     before, taken = totals(1), 0.0
     for _ in range(RUNS_OF_AN_ENGINE):
-        patience.wait()
         start = time.perf_counter()
         request.infer()
         taken += time.perf_counter() - start

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/10"
+PROTOCOL = "kernels/11"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
-PROFILED_RUNS = 40
-PATIENCE_OF_A_RUN = 0.1
-"""Seconds that there are for each run to wait for quiet moments; all runs share them."""
 RESOLUTION = 1e-6
 """Profilers count in whole microseconds."""
 SHORTEST = 1e-7

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from fxprune.backends.base import Backend, Engine, missing
 from fxprune.backends.modules import adapted
-from fxprune.backends.profiles import PROFILED_RUNS, by_node
+from fxprune.backends.profiles import by_node
 from fxprune.backends.settings import Precision, Settings
 from fxprune.backends.signature import Signature
 from fxprune.errors import BackendError
 from fxprune.files import atomic_path
 
 INSTALL = "pip install 'fxprune[tensorrt]'"
+PROFILED_RUNS = 40
 _MANIFEST, _PLAN = "fxprune.json", "engine.plan"
 
 

@@ -2,7 +2,8 @@
 
 First the stairs are found, once for each kind of layer (`stairs`). Then each layer is measured on
 the stairs: at its smallest, a middle and its dense width, and between these where the latency turns
-out not to be a straight line. Measurements are cached, and shared between layers and models.
+out not to be a straight line. Measurements are cached, and shared between layers and models. All
+are told at one pace of the machine: that of those which were measured first (`together`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fxprune.passes import stairs
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
-from fxprune.passes.together import batches, company
+from fxprune.passes.together import batches, company, pace, references
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,9 @@ class _Clock:
     """Measures kernels, each once.
 
     Attributes:
-        company: what kernels that are missing are timed with, if need be.
+        beside: kernels of the network that these are to run in; they need not be known.
+        known: seconds of kernels.
+        layers: that kernels are for.
     """
 
     backend: Backend
@@ -101,27 +104,36 @@ class _Clock:
     device: str
     cache: Cache
     step: Callable[[int, int], None] | None
-    company: dict[Region, Layer]
+    beside: Mapping[Region, Layer]
     known: dict[Region, float] = field(default_factory=dict)
+    layers: dict[Region, Layer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layers |= self.beside
+        self._recall(self.beside)
 
     def measure(self, wanted: Iterable[tuple[Region, Layer]]) -> None:
         """Have all of these regions known; an error names the layer that one is for."""
         layers = dict(wanted)
+        self.layers |= layers
+        self._recall(layers)
         total = len(self.known.keys() | layers.keys())
-        unknown = [region for region in layers if region not in self.known]
+        self._tell(total)
+        for batch in batches([region for region in layers if region not in self.known]):
+            told = self._together(batch)
+            for region in batch:
+                seconds = told[region] if told else self._by_the_clock(region)
+                self.cache.put(self._key(region), {"seconds": seconds})
+                self.known[region] = seconds
+                self._tell(total)
+
+    def _recall(self, regions: Iterable[Region]) -> None:
+        """Have those of these regions known that the cache knows."""
+        unknown = [region for region in regions if region not in self.known]
         found = self.cache.get_many([self._key(region) for region in unknown])
         for region, entry in zip(unknown, found, strict=True):
             if entry is not None:
-                self._know(region, float(entry["seconds"]), total)
-        missing = [region for region in unknown if region not in self.known]
-        self.company |= {region: layers[region] for region in layers if region in self.known}
-        for batch in batches(missing):
-            told = self._together(batch, layers)
-            for region in batch:
-                seconds = told[region] if told else self._by_the_clock(region, layers[region])
-                self.cache.put(self._key(region), {"seconds": seconds})
-                self._know(region, seconds, total)
-            self.company |= {region: layers[region] for region in batch}
+                self.known[region] = float(entry["seconds"])
 
     def read(self, regions: Iterable[Region]) -> Array:
         """Seconds of regions that are known."""
@@ -133,29 +145,28 @@ class _Clock:
         device, version = backend.device(self.device), backend.version()
         return Key(device, backend.name, version, self.settings, region.signature(), protocol)
 
-    def _know(self, region: Region, seconds: float, total: int) -> None:
-        self.known[region] = seconds
+    def _tell(self, total: int) -> None:
         if self.step is not None:
             self.step(len(self.known), total)
 
-    def _together(
-        self, batch: Sequence[Region], layers: Mapping[Region, Layer]
-    ) -> Mapping[Region, float] | None:
-        """Seconds of regions that run with as much company as a network has, if that is told."""
-        some = [*batch, *company(batch, self.company)]
-        told = self._side_by_side(some, {**self.company, **layers})
+    def _together(self, batch: Sequence[Region]) -> Mapping[Region, float] | None:
+        """Seconds of regions that run with as much company as a network has, if that is told.
+
+        At the pace at which those that are known were timed.
+        """
+        some = [*batch, *company(batch, references(self.known) or [*self.beside])]
+        told = self._side_by_side(some)
         if told is None:
             return None
         seconds = defaultdict[Region, list[float]](list)
         for region, taken in zip(some, told, strict=True):
             seconds[region].append(taken)
-        return {region: fmean(seconds[region]) for region in batch}
+        slower = pace(zip(some, told, strict=True), self.known)
+        return {region: fmean(seconds[region]) / slower for region in batch}
 
-    def _side_by_side(
-        self, regions: Sequence[Region], layers: Mapping[Region, Layer]
-    ) -> list[float] | None:
+    def _side_by_side(self, regions: Sequence[Region]) -> list[float] | None:
         """Seconds of regions in one model, if the backend can tell."""
-        with _naming(layers[regions[0]]) if len(regions) == 1 else nullcontext():
+        with _naming(self.layers[regions[0]]) if len(regions) == 1 else nullcontext():
             try:
                 return self.backend.region_seconds(regions, self.settings, self.device)
             except FxpruneError as error:
@@ -164,12 +175,12 @@ class _Clock:
                 logger.info("%d kernels together: %s", len(regions), error)
         # One of them fails, and is to be found; or all of them are too many at once.
         middle = len(regions) // 2
-        halves = [self._side_by_side(h, layers) for h in (regions[:middle], regions[middle:])]
+        halves = [self._side_by_side(half) for half in (regions[:middle], regions[middle:])]
         return [seconds for half in halves for seconds in half or ()]
 
-    def _by_the_clock(self, region: Region, layer: Layer) -> float:
+    def _by_the_clock(self, region: Region) -> float:
         # Compiled one by one: it may take seconds, after which it is known and kept.
-        with _naming(layer):
+        with _naming(self.layers[region]):
             engine = self.backend.compile_region(region, self.settings, self.device)
             return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
 
