@@ -51,7 +51,7 @@ LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
 LEAST_SECONDS = 15.0
 """For which slim and dense are measured: a few seconds do not tell what changes within a minute."""
-MOST_SECONDS = 75.0
+MOST_SECONDS = 60.0
 """For which they are measured on at most, until their ratio is clear."""
 
 

@@ -1,13 +1,13 @@
-"""How far apart are timings of one and the same kernel, and what do kernels that are known help?
+"""How far apart are timings of one and the same kernel, and what do references help?
 
     python -m benchmarks.pace --out docs/pace.md
 
-The layers of a dense network and of one with half of its channels are timed side by side with some
-that are known, as for latency tables, again and again in other company. *As timed* is by how much
-timings of a kernel differ: the standard deviation of their logarithm, so that 0.10 is about 10 %,
-in the median of all kernels. *Together* is that of the pace at which all kernels that were timed
-together ran, as the known ones tell it: what a network that is made of them is off by. *At one
-pace* is what is left of the first without the second.
+The layers of a dense network and of one with half of its channels are timed side by side with the
+references, as for latency tables, six times over in other company. *Each* is by how much timings of
+one kernel differ: the standard deviation of their logarithm in the median of all kernels, so that
+0.10 is about 10 %. *Together* is by how much those that were timed together differ all alike, which
+does not average out in a network. Both are told of kernels as timed, and at one pace, as the
+references tell that: they were timed first, once and for all.
 """
 
 from __future__ import annotations
@@ -15,27 +15,31 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from itertools import chain
 from math import log
 from pathlib import Path
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 
 import torch
 import torchvision
 
-from benchmarks.side_by_side import side_by_side, told
+from benchmarks.side_by_side import told
 from benchmarks.written import WrittenTable, machine
 from fxprune.backends import Backend, Region, get_backend
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.layers import find_layers
-from fxprune.passes.together import batches, company, pace, references
+from fxprune.passes.together import REFERENCES, batches, company, slowness
 
 NETWORKS = ("resnet18", "mobilenet_v3_large", "shufflenet_v2_x1_0")
-COLUMNS = ("network", "backend", "kernels", "times", "as timed", "together", "at one pace")
+COLUMNS = (
+    "network", "backend", "kernels", "as timed: each", "together", "at one pace: each", "together",
+)  # fmt: skip
 KERNELS = 72
-REFERENCES = 8
 TIMES = 6
+Timed = tuple[Region, float]
+"""A kernel, and the logarithm of its seconds."""
 
 
 def main() -> None:
@@ -59,28 +63,27 @@ def spreads(backend: Backend, network: str) -> list[str]:
     """The cells of one network on one backend."""
     shuffled = random.Random(0)
     some = regions_of(backend, network)
-    some = shuffled.sample(some, min(KERNELS + REFERENCES, len(some)))
-    first = side_by_side(backend, some)
-    known = {region: first[region] for region in shuffled.sample(references(first), REFERENCES)}
-    wanted = [region for region in some if region not in known]
-    as_timed = defaultdict[Region, list[float]](list)
-    at_one_pace = defaultdict[Region, list[float]](list)
-    paces: list[float] = []
+    wanted = shuffled.sample(some, min(KERNELS, len(some)))
+    known = dict(zip(REFERENCES, told(backend, REFERENCES), strict=True))
+    rounds: dict[str, list[list[Timed]]] = {"as timed": [], "at one pace": []}
     for _ in range(TIMES):
         for batch in batches(shuffled.sample(wanted, len(wanted))):
-            together = [*batch, *company(batch, [*known])]
-            timed = [*zip(together, told(backend, together), strict=True)]
-            paces.append(log(pace(timed, known)))
-            for region, seconds in timed[: len(batch)]:
-                as_timed[region].append(log(seconds))
-                at_one_pace[region].append(log(seconds) - paces[-1])
-    return [
-        f"{len(wanted)}",
-        f"{TIMES}",
-        f"{median(map(stdev, as_timed.values())):.3f}",
-        f"{stdev(paces):.3f}",
-        f"{median(map(stdev, at_one_pace.values())):.3f}",
-    ]
+            some = [*batch, *company(batch, wanted)]
+            timed = [*zip(some, told(backend, some), strict=True)]
+            own = timed[: len(batch)]
+            rounds["as timed"].append([(r, log(seconds)) for r, seconds in own])
+            rounds["at one pace"].append(
+                [(r, log(seconds / slowness(r, timed, known))) for r, seconds in own]
+            )
+    cells = [f"{len(wanted)}"]
+    for way in rounds.values():
+        of_one = defaultdict[Region, list[float]](list)
+        for region, logarithm in chain.from_iterable(way):
+            of_one[region].append(logarithm)
+        usual = {region: fmean(some) for region, some in of_one.items()}
+        alike = [fmean(logarithm - usual[region] for region, logarithm in some) for some in way]
+        cells += [f"{median(map(stdev, of_one.values())):.3f}", f"{stdev(alike):.3f}"]
+    return cells
 
 
 def regions_of(backend: Backend, network: str) -> list[Region]:

@@ -35,7 +35,7 @@ from fxprune.passes.importance import magnitude
 from fxprune.passes.layers import find_layers
 from fxprune.passes.seen import Seen
 from fxprune.passes.slim import slim
-from fxprune.passes.together import batches, company, pace, references
+from fxprune.passes.together import REFERENCES, batches, company, slowness
 
 NETWORKS = ("resnet50", "mobilenet_v3_large", "regnet_y_400mf", "shufflenet_v2_x1_0")
 COLUMNS = ("network", "backend", "timed", "kernels", "dense", "half", "ms per kernel")
@@ -112,12 +112,12 @@ def alone(backend: Backend, regions: Sequence[Region]) -> dict[Region, float]:
 
 def side_by_side(backend: Backend, regions: Sequence[Region]) -> dict[Region, float]:
     """Seconds of each, in models with others."""
+    known = dict(zip(REFERENCES, told(backend, REFERENCES), strict=True))
     found: dict[Region, float] = {}
     for batch in batches(regions):
-        some = [*batch, *company(batch, references(found))]
+        some = [*batch, *company(batch, found)]
         timed = [*zip(some, told(backend, some), strict=True)]
-        slower = pace(timed, found)
-        found |= {region: seconds / slower for region, seconds in timed[: len(batch)]}
+        found |= {r: seconds / slowness(r, timed, known) for r, seconds in timed[: len(batch)]}
     return found
 
 

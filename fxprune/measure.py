@@ -1,4 +1,4 @@
-"""Measuring one engine: how the figures of `fxprune.benchmark` and of kernels are taken.
+"""Measuring one engine, for `fxprune.benchmark` and for kernels of which a backend has no profile.
 
 Calls are repeated until the spread is small enough; if time runs out first, the measurement says
 that it has not converged.  What the samples come to is told in `fxprune.measurement`.  Where one

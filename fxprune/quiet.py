@@ -31,7 +31,7 @@ RATION = 0.7
 MOST_SAVED = 5.0
 """Seconds of waiting that may be saved up."""
 ADDITIONS = 1000
-OF_A_MOMENT = 0.1
+PATIENCE_OF_A_MOMENT = 0.1
 """Seconds that there are to wait for each of several moments, which share them."""
 
 
@@ -97,7 +97,7 @@ class Patience:
 
 def quiet_moments(count: int) -> Iterator[int]:
     """So many moments, of which as many are quiet as patience allows."""
-    patience = Patience(count * OF_A_MOMENT)
+    patience = Patience(count * PATIENCE_OF_A_MOMENT)
     for moment in range(count):
         patience.wait()
         yield moment

@@ -435,6 +435,7 @@ def test_kernels_are_timed_side_by_side_as_many_each_time(tmp_path):
     backend = Telling()
     tables = measured(backend, tmp_path)
     assert {len(some) for some in backend.asked} == {together.TOGETHER}
+    assert all({*some} >= {*together.REFERENCES} for some in backend.asked)
     assert tables[0].at({}) == pytest.approx(seconds_of(tables[0].layer.region))
 
 
@@ -454,55 +455,65 @@ def test_a_kernel_that_is_missing_is_timed_with_those_that_are_known(tmp_path):
 class Slowing(Telling):
     """Takes so many times longer than it should, each time that it is asked."""
 
-    def __init__(self, *times):
-        super().__init__()
-        self.times = itertools.cycle(times)
+    def __init__(self, times, refused=lambda regions: False, depthwise=1.0):
+        super().__init__(refused)
+        self.times, self.depthwise = itertools.cycle(times), depthwise
 
     def region_seconds(self, regions, settings, device):
         now = next(self.times)
-        return [now * seconds for seconds in super().region_seconds(regions, settings, device)]
+        told = super().region_seconds(regions, settings, device)
+        return [
+            seconds * now ** (self.depthwise if region.groups > 1 else 1.0)
+            for region, seconds in zip(regions, told, strict=True)
+        ]
 
 
-def test_all_kernels_are_told_at_the_pace_of_those_that_were_timed_first(tmp_path):
-    backend = Slowing(2.0, 1.0, 3.5, 1.7)
+def slower(table):
+    """How many times slower a table is than the formula, at all of its widths."""
+    layer = table.layer
+    told = [seconds_of(region) for region in kernels._regions(layer.region, table.corners)]
+    return table.seconds.ravel() / told
+
+
+def test_all_kernels_are_told_at_the_pace_at_which_references_were_timed_first(tmp_path):
+    backend = Slowing([2.0, 1.0, 3.5, 1.7])
     tables = measured(backend, tmp_path)
     assert len(backend.asked) > 4
     for table in tables:
-        assert table.at({}) == pytest.approx(2 * seconds_of(table.layer.region))
+        assert slower(table) == pytest.approx(2.0)
+
+
+def test_depthwise_kernels_have_a_pace_of_their_own(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 2, 1))
+    _, depthwise, last = measured(Slowing([2.0, 1.0, 3.0], depthwise=2.0), tmp_path, model)
+    assert slower(depthwise) == pytest.approx(4.0)
+    assert slower(last) == pytest.approx(2.0)
 
 
 def test_kernels_that_are_missing_are_told_at_the_pace_of_those_that_are_known(tmp_path):
     narrow = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1))
     measured(Telling(), tmp_path, narrow)
     wider = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1))
-    _, last = measured(Slowing(1.8), tmp_path, wider)
-    assert last.at({}) == pytest.approx(seconds_of(last.layer.region))
+    for table in measured(Slowing([1.8]), tmp_path, wider):
+        assert slower(table) == pytest.approx(1.0)
 
 
-def test_merged_kernels_are_told_at_the_pace_of_the_network_that_they_are_to_run_in(tmp_path):
-    network = prepared(small_resnet(16), images(1))[2]
-    measured(Telling(), tmp_path, small_resnet(16))
-    _, _, layers, choices = prepared(nn.Sequential(nn.Conv2d(3, 2, 1)), images(1))
-    with Cache(tmp_path / "cache.sqlite") as cache:
-        (table,) = kernels.measure_layers(
-            layers, choices, Slowing(3.0), Settings(), "cpu", 4, cache, beside=network
-        )
-    assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
+def test_kernels_that_fail_together_are_told_at_the_pace_at_which_they_ran(tmp_path):
+    measured(Telling(), tmp_path, nn.Sequential(nn.Conv2d(3, 2, 1)))
+    backend = Slowing([2.0, 1.0, 3.5, 1.7], lambda regions: len(regions) > 20)
+    for table in measured(backend, tmp_path):
+        assert slower(table) == pytest.approx(1.0)
+    assert {len(some) for some in backend.asked} == {32, 16}
 
 
-def test_a_pace_is_told_by_the_slower_half_of_what_is_known():
-    regions = [Region("linear", 1, 8, width) for width in (8, 16, 24, 32, 40)]
-    known = dict(zip(regions, (5e-6, 1e-6, 4e-6, 2e-6, 3e-6), strict=True))
-    assert together.references(known) == [regions[place] for place in (0, 2, 4)]
-    assert together.references({}) == []
-
-
-def test_a_kernel_that_was_disturbed_does_not_change_the_pace():
-    regions = [Region("linear", 1, 8, width) for width in (8, 16, 24, 32)]
-    known = dict.fromkeys(regions[:3], 1e-6)
-    told = zip(regions, (2e-6, 9e-6, 2e-6, 7e-6), strict=True)
-    assert together.pace(told, known) == pytest.approx(2)
-    assert together.pace([(regions[3], 7e-6)], known) == 1
+def test_where_no_reference_of_a_kind_was_timed_the_others_tell_the_pace():
+    dense, _, depthwise, *_ = together.REFERENCES
+    region = Region("linear", 1, 8, 8)
+    known = {dense: 1e-6, depthwise: 1e-6}
+    both = [(dense, 2e-6), (region, 9e-6), (depthwise, 5e-6)]
+    assert together.slowness(region, both, known) == pytest.approx(2)
+    assert together.slowness(region, both[1:], known) == pytest.approx(5)
+    assert together.slowness(region, both[1:2], known) == 1
 
 
 def test_few_kernels_are_timed_with_those_of_the_network_that_they_are_to_run_in(tmp_path):
@@ -513,21 +524,26 @@ def test_few_kernels_are_timed_with_those_of_the_network_that_they_are_to_run_in
         kernels.measure_layers(
             layers, choices, backend, Settings(), "cpu", 4, cache, beside=network
         )
-    (asked,) = backend.asked
-    assert {*asked} == {layers[0].region, *(layer.region for layer in network)}
+    references, asked = backend.asked
+    assert {*references} == {*together.REFERENCES}
+    assert {*asked} - {*references} == {layers[0].region, *(layer.region for layer in network)}
 
 
 def test_kernels_of_many_numbers_are_timed_with_fewer_others(tmp_path, monkeypatch):
-    most = 4 * max(layer.region.numbers for layer in prepared(small_resnet(16), images(1))[2])
-    monkeypatch.setattr(together, "MOST_NUMBERS", most)
+    taken = sum(region.numbers for region in together.REFERENCES)
+    room = 4 * max(layer.region.numbers for layer in prepared(small_resnet(16), images(1))[2])
+    monkeypatch.setattr(together, "MOST_NUMBERS", taken + room)
     backend = Telling()
     measured(backend, tmp_path)
-    numbers = [sum(region.numbers for region in some) for some in backend.asked]
-    assert most / 2 < max(numbers) <= most
+    _, *asked = backend.asked
+    numbers = [sum(region.numbers for region in some) - taken for some in asked]
+    assert room / 2 < max(numbers) <= room
     monkeypatch.setattr(together, "MOST_NUMBERS", 1)
-    backend = Telling()
-    measured(backend, tmp_path / "other")
-    assert {len(some) for some in backend.asked} == {1}
+    backend = Slowing([2.0, 1.0])
+    for table in measured(backend, tmp_path / "other"):
+        assert slower(table) == pytest.approx(2.0)
+    _, *asked = backend.asked
+    assert {len({*some} - {*together.REFERENCES}) for some in asked} == {1}
 
 
 def test_all_tensors_of_a_kernel_count_for_how_many_are_timed_together():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fxprune import quiet
-from fxprune.quiet import FIRST, LASTS, MOST_SAVED, RATION, Canary, Patience
+from fxprune.quiet import FIRST, LASTS, MOST_SAVED, RATION, Canary, quiet_moments
 
 WORK = 1e-4
 
@@ -97,16 +97,14 @@ def test_a_machine_that_became_slower_is_believed_to_be_quiet_again() -> None:
     assert waited < 0.01
 
 
-def test_the_runs_of_a_kernel_share_their_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_moments_share_their_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Slow:
         def wait(self, patience: float) -> float:
             asked.append(patience)
-            return 0.4
+            return 0.15
 
     monkeypatch.setattr(quiet, "_canary", Slow)
-    patience = Patience(1.0)
-    for _ in range(4):
-        patience.wait()
-    assert asked == pytest.approx([1.0, 0.6, 0.2, 0.0])
+    assert list(quiet_moments(4)) == [0, 1, 2, 3]
+    assert asked == pytest.approx([0.4, 0.25, 0.1, 0.0])

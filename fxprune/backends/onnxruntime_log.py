@@ -13,14 +13,14 @@ import tempfile
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper
 from onnx.numpy_helper import from_array
 from torch import Tensor
@@ -57,21 +57,17 @@ class LoggedSession:
         options.profile_file_prefix = str(Path(folder, "profile"))
         self._session = session_of(model, options)
 
-    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-        """The inputs by name, as NumPy arrays."""
-        return feed(self._session, inputs)
-
     def logged(
-        self, inputs: Mapping[str, Any], moments: Iterable[object]
+        self, inputs: tuple[Tensor, ...], moments: Iterable[object]
     ) -> dict[str, list[float]]:
         """Seconds of every run of every kernel, with what the log costs.
 
         Args:
-            inputs: NumPy arrays by name.
             moments: of which each is followed by a run.
         """
+        arrays = feed(self._session, inputs)
         for _ in moments:
-            self._session.run(None, inputs)
+            self._session.run(None, arrays)
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         self._clear()
         seconds: dict[str, list[float]] = {}
@@ -90,8 +86,8 @@ def kernel_seconds(
     cost = _cost_of_an_entry()
     seconds = defaultdict[str, list[float]](list)
     for _ in range(sessions):
-        session = LoggedSession(model, settings)
-        for kernel, taken in session.logged(session.feed(inputs), range(runs)).items():
+        logged = LoggedSession(model, settings).logged(inputs, range(runs))
+        for kernel, taken in logged.items():
             seconds[kernel] += [max(s - cost, SHORTEST) for s in taken]
     return seconds
 
@@ -103,7 +99,7 @@ def _cost_of_an_entry() -> float:
 
 
 def _logged_in_excess() -> float:
-    inputs = {"x": np.zeros((1, CHANNELS, SIZE, SIZE), dtype=np.float32)}
+    inputs = (torch.zeros(1, CHANNELS, SIZE, SIZE),)
     kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
     logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, quiet_moments(RUNS))
     # Not what the changes of layout at both ends take.
@@ -111,12 +107,13 @@ def _logged_in_excess() -> float:
     return fmean(layers) - kernel
 
 
-def _call_seconds(layers: int, inputs: Mapping[str, Any]) -> float:
+def _call_seconds(layers: int, inputs: tuple[Tensor, ...]) -> float:
     session = session_of(_chain(layers), options_for(Settings()))
+    arrays = feed(session, inputs)
     taken = []
     for _ in quiet_moments(RUNS):
         start = time.perf_counter()
-        session.run(None, inputs)
+        session.run(None, arrays)
         taken.append(time.perf_counter() - start)
     return float(np.quantile(taken, 0.1))
 

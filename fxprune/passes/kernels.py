@@ -3,7 +3,7 @@
 First the stairs are found, once for each kind of layer (`stairs`). Then each layer is measured on
 the stairs: at its smallest, a middle and its dense width, and between these where the latency turns
 out not to be a straight line. Measurements are cached, and shared between layers and models. All
-are told at one pace of the machine: that of those which were measured first (`together`).
+are told at one pace of the machine, whatever it was when each was measured (`together`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fxprune.passes import stairs
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
-from fxprune.passes.together import batches, company, pace, references
+from fxprune.passes.together import REFERENCES, batches, company, slowness
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,10 @@ class _Clock:
     """Measures kernels, each once.
 
     Attributes:
-        beside: kernels of the network that these are to run in; they need not be known.
+        beside: kernels of the network that these are to run in.
         known: seconds of kernels.
-        layers: that kernels are for.
+        wanted: the layers that kernels are for.
+        references: seconds of those kernels by which others are told at one pace.
     """
 
     backend: Backend
@@ -104,40 +105,34 @@ class _Clock:
     device: str
     cache: Cache
     step: Callable[[int, int], None] | None
-    beside: Mapping[Region, Layer]
+    beside: tuple[Region, ...]
     known: dict[Region, float] = field(default_factory=dict)
-    layers: dict[Region, Layer] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.layers |= self.beside
-        self._recall(self.beside)
+    wanted: dict[Region, Layer] = field(default_factory=dict)
+    references: dict[Region, float] = field(default_factory=dict)
 
     def measure(self, wanted: Iterable[tuple[Region, Layer]]) -> None:
         """Have all of these regions known; an error names the layer that one is for."""
-        layers = dict(wanted)
-        self.layers |= layers
-        self._recall(layers)
-        total = len(self.known.keys() | layers.keys())
-        self._tell(total)
-        for batch in batches([region for region in layers if region not in self.known]):
+        self.wanted |= wanted
+        self.known |= self._recall(self.wanted.keys() - self.known.keys())
+        self._tell()
+        for batch in batches([region for region in self.wanted if region not in self.known]):
             told = self._together(batch)
             for region in batch:
                 seconds = told[region] if told else self._by_the_clock(region)
                 self.cache.put(self._key(region), {"seconds": seconds})
                 self.known[region] = seconds
-                self._tell(total)
-
-    def _recall(self, regions: Iterable[Region]) -> None:
-        """Have those of these regions known that the cache knows."""
-        unknown = [region for region in regions if region not in self.known]
-        found = self.cache.get_many([self._key(region) for region in unknown])
-        for region, entry in zip(unknown, found, strict=True):
-            if entry is not None:
-                self.known[region] = float(entry["seconds"])
+                self._tell()
 
     def read(self, regions: Iterable[Region]) -> Array:
         """Seconds of regions that are known."""
         return np.array([self.known[region] for region in regions])
+
+    def _recall(self, regions: Iterable[Region]) -> dict[Region, float]:
+        """Seconds of those of these regions that the cache knows."""
+        some = [*regions]
+        found = self.cache.get_many([self._key(region) for region in some])
+        entries = zip(some, found, strict=True)
+        return {region: float(entry["seconds"]) for region, entry in entries if entry is not None}
 
     def _key(self, region: Region) -> Key:
         backend = self.backend
@@ -145,52 +140,71 @@ class _Clock:
         device, version = backend.device(self.device), backend.version()
         return Key(device, backend.name, version, self.settings, region.signature(), protocol)
 
-    def _tell(self, total: int) -> None:
+    def _tell(self) -> None:
         if self.step is not None:
-            self.step(len(self.known), total)
+            self.step(len(self.known), len(self.wanted))
 
     def _together(self, batch: Sequence[Region]) -> Mapping[Region, float] | None:
-        """Seconds of regions that run with as much company as a network has, if that is told.
+        """Seconds of regions that run with as much company as a network has, if that is told."""
+        if not self.references:
+            self.references |= self._recall(REFERENCES)
+        if missing := [region for region in REFERENCES if region not in self.references]:
+            found = self._side_by_side(missing, company(missing, REFERENCES))
+            if found is None:
+                return None
+            for region, seconds in found.items():
+                self.cache.put(self._key(region), {"seconds": seconds})
+            self.references |= found
+        network = dict.fromkeys((*self.known, *self.beside))
+        return self._side_by_side(batch, company(batch, network.keys()))
 
-        At the pace at which those that are known were timed.
+    def _side_by_side(
+        self, batch: Sequence[Region], others: Sequence[Region]
+    ) -> dict[Region, float] | None:
+        """Seconds of the regions of a batch in one model with others, if the backend can tell.
+
+        At the pace at which references were timed first.
         """
-        some = [*batch, *company(batch, references(self.known) or [*self.beside])]
-        told = self._side_by_side(some)
-        if told is None:
-            return None
-        seconds = defaultdict[Region, list[float]](list)
-        for region, taken in zip(some, told, strict=True):
-            seconds[region].append(taken)
-        slower = pace(zip(some, told, strict=True), self.known)
-        return {region: fmean(seconds[region]) / slower for region in batch}
-
-    def _side_by_side(self, regions: Sequence[Region]) -> list[float] | None:
-        """Seconds of regions in one model, if the backend can tell."""
-        with _naming(self.layers[regions[0]]) if len(regions) == 1 else nullcontext():
+        some = [*batch, *others]
+        with _naming(self.wanted.get(batch[0])) if len(some) == 1 else nullcontext():
             try:
-                return self.backend.region_seconds(regions, self.settings, self.device)
+                told = self.backend.region_seconds(some, self.settings, self.device)
             except FxpruneError as error:
-                if len(regions) == 1:
+                if len(some) == 1:
                     raise
-                logger.info("%d kernels together: %s", len(regions), error)
+                logger.info("%d kernels together: %s", len(some), error)
+            else:
+                return None if told is None else self._at_one_pace(batch, some, told)
         # One of them fails, and is to be found; or all of them are too many at once.
-        middle = len(regions) // 2
-        halves = [self._side_by_side(half) for half in (regions[:middle], regions[middle:])]
-        return [seconds for half in halves for seconds in half or ()]
+        middle = len(batch) // 2
+        halves = (batch[:middle], others[::2]), (batch[middle:], others[1::2])
+        found = [self._side_by_side(half, along) for half, along in halves if half]
+        return {region: s for half in found for region, s in (half or {}).items()}
+
+    def _at_one_pace(
+        self, batch: Sequence[Region], some: Sequence[Region], told: Sequence[float]
+    ) -> dict[Region, float]:
+        timed = [*zip(some, told, strict=True)]
+        seconds = defaultdict[Region, list[float]](list)
+        for region, taken in timed:
+            seconds[region].append(taken)
+        return {r: fmean(seconds[r]) / slowness(r, timed, self.references) for r in batch}
 
     def _by_the_clock(self, region: Region) -> float:
         # Compiled one by one: it may take seconds, after which it is known and kept.
-        with _naming(self.layers[region]):
+        with _naming(self.wanted[region]):
             engine = self.backend.compile_region(region, self.settings, self.device)
             return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
 
 
 @contextmanager
-def _naming(layer: Layer) -> Iterator[None]:
-    """An error names the layer."""
+def _naming(layer: Layer | None) -> Iterator[None]:
+    """An error names the layer, if the kernel is for one."""
     try:
         yield
     except FxpruneError as error:
+        if layer is None:
+            raise
         raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
 
 
@@ -212,7 +226,7 @@ def measure_layers(
         step: called with the number of kernels done and needed so far, for progress.
         beside: the layers of the network that these are to run in, if they are few.
     """
-    others = {layer.region: layer for layer in beside}
+    others = tuple(layer.region for layer in beside)
     clock = _Clock(backend, settings, device, cache, step, others)
     coordinates = [_coordinates_of(layer, choices, multiple_of) for layer in layers]
     found = _find_stairs(layers, coordinates, clock)
