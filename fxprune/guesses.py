@@ -3,13 +3,14 @@
 The best networks by tables that are a little off elsewhere differ in many layers, and each of these
 adds to what the prediction is off by. So from the second candidate on, a network is looked for that
 has all of the latest one, or nothing else: then only what is added or taken away is predicted.
+Where widths come in large steps, the next better network may lie just behind what is aimed at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fxprune.calibration import Calibration, Tried
+from fxprune.calibration import Calibration, Tried, predicted
 from fxprune.gauges import Gauge, surely_keep
 from fxprune.passes.allocate import Allocation, Allocator
 
@@ -31,14 +32,39 @@ def guesses(
         tried: what was measured, the latest last.
     """
     limits = [c.table_limit(aim) for c, aim in zip(calibrations, aims, strict=True)]
+    best = allocator.solve(limits)
     least, most = _around_latest(allocator, gauges, tried)
+    if best.sizes and _falls_short(best, gauges, calibrations, aims):
+        yield allocator.solve(_furthest(gauges, calibrations, aims))
     if least or most:
         yield from _between(allocator, limits, least, most)
-    yield (best := allocator.solve(limits))
+    yield best
     if least and most:
         yield from _between(allocator, _midway(allocator, gauges, limits, least, most), least, most)
     if best.sizes:
         yield allocator.solve([c.middle(aim) for c, aim in zip(calibrations, aims, strict=True)])
+
+
+def _falls_short(
+    best: Allocation,
+    gauges: Sequence[Gauge],
+    calibrations: Sequence[Calibration],
+    aims: Sequence[float],
+) -> bool:
+    """Whether the best network should leave so much of every budget that it would not do."""
+    enough = [a / g.aim * (g.lowest + g.margin) for g, a in zip(gauges, aims, strict=True)]
+    used = predicted(best, calibrations)
+    return all(cost < least for cost, least in zip(used, enough, strict=True))
+
+
+def _furthest(
+    gauges: Sequence[Gauge], calibrations: Sequence[Calibration], aims: Sequence[float]
+) -> list[float]:
+    """Limits for networks that would just keep the budgets if they were measured once more."""
+    return [
+        c.table_limit(aim * max(1.0, (1 - gauge.margin) / gauge.aim))
+        for gauge, c, aim in zip(gauges, calibrations, aims, strict=True)
+    ]
 
 
 def _between(

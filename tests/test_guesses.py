@@ -1,6 +1,7 @@
 """Which network is tried next, from what earlier ones turned out to use."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,23 @@ def tried_next(allocator, limits, *tried):
         for allocation, shares in tried
     ]
     return list(guesses(allocator, gauges, calibrations, limits, told))
+
+
+@pytest.mark.parametrize(("wider", "first"), [(98.5, 98.5), (99.5, 90.0)])
+def test_where_the_best_network_falls_short_one_behind_the_aim_is_tried_first(wider, first):
+    class Coarse:
+        """Knows few networks, by what they cost."""
+
+        def solve(self, limits):
+            cost = max(cost for cost in (0.0, 90.0, wider) if cost <= limits[0])
+            return SimpleNamespace(costs=(cost,), sizes={"a group": 1})
+
+    gauge = Limited(100.0)
+    gauge.aim = 0.98
+    calibration = Calibration(gauge.limit, ((1.0, 1.0),))
+    found = list(guesses(Coarse(), [gauge], [calibration], [98.0], ()))
+    assert found[0].costs == (first,)
+    assert found[1].costs == (90.0,)
 
 
 def test_a_guess_has_all_of_a_network_that_used_too_little(allocator):
