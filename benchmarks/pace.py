@@ -38,8 +38,8 @@ COLUMNS = (
 )  # fmt: skip
 KERNELS = 72
 TIMES = 6
-Timed = tuple[Region, float]
-"""A kernel, and the logarithm of its seconds."""
+Logarithms = list[tuple[Region, float]]
+"""Of the seconds of kernels that were timed together."""
 
 
 def main() -> None:
@@ -65,11 +65,11 @@ def spreads(backend: Backend, network: str) -> list[str]:
     some = regions_of(backend, network)
     wanted = shuffled.sample(some, min(KERNELS, len(some)))
     known = dict(zip(REFERENCES, told(backend, REFERENCES), strict=True))
-    rounds: dict[str, list[list[Timed]]] = {"as timed": [], "at one pace": []}
+    rounds: dict[str, list[Logarithms]] = {"as timed": [], "at one pace": []}
     for _ in range(TIMES):
         for batch in batches(shuffled.sample(wanted, len(wanted))):
-            some = [*batch, *company(batch, wanted)]
-            timed = [*zip(some, told(backend, some), strict=True)]
+            together = [*batch, *REFERENCES, *company(batch, wanted)]
+            timed = [*zip(together, told(backend, together), strict=True)]
             own = timed[: len(batch)]
             rounds["as timed"].append([(r, log(seconds)) for r, seconds in own])
             rounds["at one pace"].append(

@@ -7,7 +7,6 @@ Nothing can be compiled for it here, so what is promised is what the tables say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,10 +47,10 @@ class Elsewhere(Backend):
     def restore(self, path: Path) -> Engine:
         raise unknown(self, f"what is saved in {str(path)!r}")
 
-    def region_seconds(
-        self, regions: Sequence[Region], settings: Settings | None = None, device: str = "cpu"
+    def compile_region(
+        self, region: Region, settings: Settings | None = None, device: str = "cpu"
     ) -> NoReturn:
-        raise unknown(self, f"the kernel {regions[0].signature()}")
+        raise unknown(self, f"the kernel {region.signature()}")
 
 
 def unknown(backend: Backend, what: str) -> MeasurementError:

@@ -3,7 +3,8 @@
 The best networks by tables that are a little off elsewhere differ in many layers, and each of these
 adds to what the prediction is off by. So from the second candidate on, a network is looked for that
 has all of the latest one, or nothing else: then only what is added or taken away is predicted.
-Where widths come in large steps, the next better network may lie just behind what is aimed at.
+Before that, where widths come in large steps and the best network uses too little, the next better
+one is tried, just behind what is aimed at.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def guesses(
     limits = [c.table_limit(aim) for c, aim in zip(calibrations, aims, strict=True)]
     best = allocator.solve(limits)
     least, most = _around_latest(allocator, gauges, tried)
-    if best.sizes and _falls_short(best, gauges, calibrations, aims):
-        yield allocator.solve(_furthest(gauges, calibrations, aims))
+    further = _furthest(gauges, calibrations, aims, limits)
+    if further != limits and best.sizes and _falls_short(best, gauges, calibrations, aims):
+        yield allocator.solve(further)
     if least or most:
         yield from _between(allocator, limits, least, most)
     yield best
@@ -58,12 +60,19 @@ def _falls_short(
 
 
 def _furthest(
-    gauges: Sequence[Gauge], calibrations: Sequence[Calibration], aims: Sequence[float]
+    gauges: Sequence[Gauge],
+    calibrations: Sequence[Calibration],
+    aims: Sequence[float],
+    limits: Sequence[float],
 ) -> list[float]:
-    """Limits for networks that would just keep the budgets if they were measured once more."""
+    """Limits for networks that would just keep the budgets if they were measured once more.
+
+    Args:
+        limits: the usual ones, which these are not to be stricter than.
+    """
     return [
-        c.table_limit(aim * max(1.0, (1 - gauge.margin) / gauge.aim))
-        for gauge, c, aim in zip(gauges, calibrations, aims, strict=True)
+        max(limit, c.table_limit(aim * (1 - gauge.margin) / gauge.aim))
+        for gauge, c, aim, limit in zip(gauges, calibrations, aims, limits, strict=True)
     ]
 
 

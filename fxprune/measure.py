@@ -1,9 +1,9 @@
 """Measuring one engine, for `fxprune.benchmark` and for kernels of which a backend has no profile.
 
 Calls are repeated until the spread is small enough; if time runs out first, the measurement says
-that it has not converged.  What the samples come to is told in `fxprune.measurement`.  Where one
-thread works, its samples wait for moments in which no neighbour slows the core down
-(`fxprune.quiet`).  What is to be compared is measured in turn (`fxprune.turns`).
+that it has not converged.  What the samples come to is told in `fxprune.measurement`.  Nothing
+waits between them: after a pause a small network finds the caches cold.  What is to be compared is
+measured in turn (`fxprune.turns`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from fxprune.backends.base import Engine
 from fxprune.measurement import Clock, Measurement
-from fxprune.quiet import Patience
 from fxprune.sampler import Sampler, clock_of, undisturbed
 
-PROTOCOL = "p10/5"
+PROTOCOL = "p10/6"
 """Version of the way of measuring; figures of different versions must not be mixed."""
 
 
@@ -30,8 +29,7 @@ class Timing:
 
     tolerance: the spread at which to stop (0.01 is 1 %).
     min_samples: samples to take at least.
-    max_seconds: time after which to stop in any case; what goes by with waiting for quiet moments
-        counts.
+    max_seconds: time after which to stop in any case.
     warm_up: seconds to run before the first sample.
     clock: "auto" reads CPU time for one thread, wall-clock time for more, events on CUDA.
     """
@@ -47,16 +45,12 @@ def measure(engine: Engine, inputs: Sequence[Tensor], timing: Timing | None = No
     """The latency of one engine on these inputs; raises `BackendError` if it fails."""
     timing = timing or Timing()
     clock = clock_of(engine, inputs) if timing.clock == "auto" else timing.clock
-    # Half of the time may go by with waiting, in equal parts.
-    patience = timing.max_seconds / (2 * timing.min_samples)
     with undisturbed([engine], engine.settings.threads):
         sampler = Sampler.of(engine.runner(*inputs), clock)
         sampler = sampler.long_enough(sampler.warm_up(timing.warm_up))
         samples: list[float] = []
         stop = time.perf_counter() + timing.max_seconds
         while True:
-            if clock == "cpu":
-                Patience(patience).wait()
             samples.append(sampler.sample())
             found = Measurement.of(samples, clock, converged=True)
             enough = len(samples) >= timing.min_samples and found.spread <= timing.tolerance

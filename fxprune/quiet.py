@@ -1,10 +1,9 @@
 """Moments in which a shared machine runs at its full speed.
 
 Whatever runs on the other thread of a core, in another virtual machine even, slows everything down
-for fractions of a second or longer, and not alike: a dense convolution by a fifth, a depthwise one
-twofold. A moment of arithmetic, which touches no cache, tells whether somebody is there; what is
-measured alone, without anything else to compare it with, waits until nobody is (`python -m
-benchmarks.quiet`).
+for fractions of a second or longer. A moment of arithmetic, which touches no cache, tells whether
+somebody is there. What cannot be compared with anything that runs beside it, and is known once and
+for all, waits until nobody is.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A shared machine changes its pace several times a second, by a tenth and more. Calls that follow one
 another closely are slowed down alike, so turns are short, and each one is compared with that beside
-it (`python -m benchmarks.noise`). Nothing waits for quiet moments, as what is measured alone does:
-that makes turns fewer and further apart.
+it (`python -m benchmarks.noise`). Nothing waits for quiet moments: that makes turns fewer and
+further apart.
 
 A turn of a fast network begins with a call that is not counted: right after another one it finds
 the caches full of the other's weights, and takes up to a third longer than it does in service

@@ -64,21 +64,28 @@ def tried_next(allocator, limits, *tried):
     return list(guesses(allocator, gauges, calibrations, limits, told))
 
 
-@pytest.mark.parametrize(("wider", "first"), [(98.5, 98.5), (99.5, 90.0)])
-def test_where_the_best_network_falls_short_one_behind_the_aim_is_tried_first(wider, first):
+@pytest.mark.parametrize(
+    ("known", "aim", "tried"),
+    [
+        ((90.0, 98.5), 0.98, (98.5, 90.0)),  # falls short, and the next one surely keeps the budget
+        ((90.0, 99.5), 0.98, (90.0, 90.0)),  # the next one may not
+        ((98.0, 98.5), 0.98, (98.0, 0.0)),  # does not fall short
+        ((90.0, 98.5), 1.0, (98.5, 0.0)),  # aims at all that there is
+    ],
+)
+def test_where_the_best_network_falls_short_one_behind_the_aim_is_tried_first(known, aim, tried):
     class Coarse:
         """Knows few networks, by what they cost."""
 
         def solve(self, limits):
-            cost = max(cost for cost in (0.0, 90.0, wider) if cost <= limits[0])
+            cost = max(cost for cost in (0.0, *known) if cost <= limits[0])
             return SimpleNamespace(costs=(cost,), sizes={"a group": 1})
 
     gauge = Limited(100.0)
-    gauge.aim = 0.98
+    gauge.aim = aim
     calibration = Calibration(gauge.limit, ((1.0, 1.0),))
-    found = list(guesses(Coarse(), [gauge], [calibration], [98.0], ()))
-    assert found[0].costs == (first,)
-    assert found[1].costs == (90.0,)
+    found = [guess.costs[0] for guess in guesses(Coarse(), [gauge], [calibration], [100 * aim], ())]
+    assert tuple(found[:2]) == tried
 
 
 def test_a_guess_has_all_of_a_network_that_used_too_little(allocator):

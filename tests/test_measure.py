@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune import compiled, sampler, stopwatch, turns
-from fxprune import measure as measure_module
 from fxprune.backends import Engine, Region, Settings, get_backend
 from fxprune.backends.onnxruntime import OnnxRuntimeBackend
 from fxprune.backends.signature import Signature
@@ -232,25 +231,6 @@ def test_a_latency_has_converged_where_its_spread_is_small() -> None:
     rng = random.Random(0)
     assert Measurement.of_turns([1.0, 1.0 + STEADY] * 20, "cpu").converged
     assert not Measurement.of_turns([rng.random() for _ in range(40)], "cpu").converged
-
-
-@pytest.mark.parametrize(("threads", "waits"), [(1, True), (2, False)])
-def test_where_one_thread_works_every_sample_waits_for_half_of_the_time_at_most(
-    threads: int, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[float] = []
-
-    class Watched:
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
-
-        def wait(self) -> None:
-            waited.append(self.seconds)
-
-    monkeypatch.setattr(measure_module, "Patience", Watched)
-    found = measure(scripted(spin(1e-3), threads), INPUTS, QUICK)
-    assert len(waited) == (len(found.samples) if waits else 0)
-    assert waited == pytest.approx([QUICK.max_seconds / 2 / QUICK.min_samples] * len(waited))
 
 
 def test_a_kernel_of_twice_the_width_takes_longer_on_a_real_backend() -> None:

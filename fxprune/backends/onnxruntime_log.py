@@ -99,7 +99,7 @@ def _cost_of_an_entry() -> float:
 
 
 def _logged_in_excess() -> float:
-    inputs = (torch.zeros(1, CHANNELS, SIZE, SIZE),)
+    inputs = (torch.zeros(1, CHANNELS, SIZE, SIZE, dtype=torch.float32, device="cpu"),)
     kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
     logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, quiet_moments(RUNS))
     # Not what the changes of layout at both ends take.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-PROTOCOL = "kernels/11"
+PROTOCOL = "kernels/12"
 """Version of the way of profiling; figures of different versions must not be mixed."""
 
 RESOLUTION = 1e-6

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean
@@ -146,40 +146,51 @@ class _Clock:
 
     def _together(self, batch: Sequence[Region]) -> Mapping[Region, float] | None:
         """Seconds of regions that run with as much company as a network has, if that is told."""
-        if not self.references:
-            self.references |= self._recall(REFERENCES)
-        if missing := [region for region in REFERENCES if region not in self.references]:
-            found = self._side_by_side(missing, company(missing, REFERENCES))
-            if found is None:
-                return None
-            for region, seconds in found.items():
-                self.cache.put(self._key(region), {"seconds": seconds})
-            self.references |= found
+        if len(self.references) < len(REFERENCES):
+            self._time_references()
         network = dict.fromkeys((*self.known, *self.beside))
-        return self._side_by_side(batch, company(batch, network.keys()))
+        told = self._side_by_side(batch, company(batch, network.keys()))
+        own = {region: s for region, s in self.references.items() if region in batch}
+        return None if told is None else {**told, **own}
+
+    def _time_references(self) -> None:
+        """Have those references known that the cache does not know, if the backend can tell."""
+        self.references |= self._recall(REFERENCES)
+        missing = [region for region in REFERENCES if region not in self.references]
+        try:
+            found = self._side_by_side(missing, company(missing, REFERENCES)) if missing else {}
+        except FxpruneError as error:
+            logger.warning("Kernels are not told at one pace: %s", error)
+            return
+        for region, seconds in (found or {}).items():
+            self.cache.put(self._key(region), {"seconds": seconds})
+        self.references |= found or {}
 
     def _side_by_side(
         self, batch: Sequence[Region], others: Sequence[Region]
     ) -> dict[Region, float] | None:
         """Seconds of the regions of a batch in one model with others, if the backend can tell.
 
-        At the pace at which references were timed first.
+        At the pace at which references were timed first; that of a kernel which cannot be timed
+        with them is not known.
         """
-        some = [*batch, *others]
-        with _naming(self.wanted.get(batch[0])) if len(some) == 1 else nullcontext():
-            try:
-                told = self.backend.region_seconds(some, self.settings, self.device)
-            except FxpruneError as error:
-                if len(some) == 1:
-                    raise
-                logger.info("%d kernels together: %s", len(some), error)
-            else:
-                return None if told is None else self._at_one_pace(batch, some, told)
+        some = [*batch, *REFERENCES, *others]
+        try:
+            told = self.backend.region_seconds(some, self.settings, self.device)
+        except FxpruneError as error:
+            logger.info("%d kernels together: %s", len(some), error)
+        else:
+            return None if told is None else self._at_one_pace(batch, some, told)
         # One of them fails, and is to be found; or all of them are too many at once.
-        middle = len(batch) // 2
-        halves = (batch[:middle], others[::2]), (batch[middle:], others[1::2])
-        found = [self._side_by_side(half, along) for half, along in halves if half]
-        return {region: s for half in found for region, s in (half or {}).items()}
+        if others:
+            return self._side_by_side(batch, ())
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            halves = (self._side_by_side(half, ()) for half in (batch[:middle], batch[middle:]))
+            return {region: s for half in halves for region, s in (half or {}).items()}
+        with _naming(self.wanted.get(batch[0])):
+            told = self.backend.region_seconds(batch, self.settings, self.device)
+        return None if told is None else self._at_one_pace(batch, batch, told)
 
     def _at_one_pace(
         self, batch: Sequence[Region], some: Sequence[Region], told: Sequence[float]

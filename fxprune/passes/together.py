@@ -61,16 +61,16 @@ def batches(regions: Collection[Region]) -> Iterator[list[Region]]:
 
 
 def company(batch: Sequence[Region], others: Collection[Region]) -> list[Region]:
-    """What to time a batch with, to make it as many: references, then some others.
+    """What to time a batch and the references with, to make it as many: some others.
 
     Args:
         others: kernels of the same network, as far as these can be timed; if there are none, it is
             the batch again.
     """
     some = [*(others or batch)]
-    found = [*REFERENCES]
+    found: list[Region] = []
     for region in islice(cycle(random.Random(0).sample(some, len(some))), TOGETHER):
-        if _fit([*batch, *found, region]):
+        if _fit([*batch, *REFERENCES, *found, region]):
             found.append(region)
     return found
 
@@ -80,7 +80,7 @@ def slowness(
 ) -> float:
     """How many times longer references of the kind of `region` took than they are known to.
 
-    All references, if there is none of its kind, and once without any.
+    All references, if there is none of its kind; 1 without any.
 
     Args:
         timed: kernels that were timed together with `region`, and the seconds that each took.
