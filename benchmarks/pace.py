@@ -12,21 +12,18 @@ references tell that: they were timed first, once and for all.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import defaultdict
 from itertools import chain
 from math import log
-from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
 import torchvision
 
-from benchmarks.side_by_side import told
-from benchmarks.written import WrittenTable, machine
+from benchmarks.side_by_side import dense_and_half, told
+from benchmarks.written import WrittenTable, arguments_for, machine
 from fxprune.backends import Backend, Region, get_backend
-from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.layers import find_layers
@@ -34,7 +31,8 @@ from fxprune.passes.together import REFERENCES, batches, company, slowness
 
 NETWORKS = ("resnet18", "mobilenet_v3_large", "shufflenet_v2_x1_0")
 COLUMNS = (
-    "network", "backend", "kernels", "as timed: each", "together", "at one pace: each", "together",
+    "network", "backend", "kernels", "each as timed", "together as timed", "each at one pace",
+    "together at one pace",
 )  # fmt: skip
 KERNELS = 72
 TIMES = 6
@@ -44,12 +42,7 @@ Logarithms = list[tuple[Region, float]]
 
 def main() -> None:
     """Run what the file does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = arguments_for(__doc__, NETWORKS)
     intro = __doc__.split("\n\n")[2].replace("\n", " ")
     heading = f"# The pace at which kernels are timed\n\n{intro}\n\n{machine()}; one thread."
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=2)
@@ -90,14 +83,8 @@ def regions_of(backend: Backend, network: str) -> list[Region]:
     """The layers of a network at all of their channels and at half of these."""
     model = torchvision.models.get_model(network, weights=None).eval()
     captured, analysis = bake(capture(model, (torch.randn(1, 3, 224, 224),)))
-    ladders = build_ladders(analysis, backend.alignment)
-    wide = {atom: ladder.widths[-1] for atom, ladder in ladders.items()}
-    narrow = {
-        atom: min(ladder.widths, key=lambda width: abs(width - wide[atom] / 2))
-        for atom, ladder in ladders.items()
-    }
-    layers = find_layers(captured.module, analysis)
-    return list(dict.fromkeys(layer.at(sizes) for sizes in (wide, narrow) for layer in layers))
+    layers, both = find_layers(captured.module, analysis), dense_and_half(backend, analysis)
+    return list(dict.fromkeys(layer.at(sizes) for sizes in both for layer in layers))
 
 
 if __name__ == "__main__":

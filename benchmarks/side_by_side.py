@@ -12,17 +12,15 @@ before they have seen a slim network. *Ms per kernel* is what timing takes, sett
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import pstdev
 
 import torch
 import torchvision
 
-from benchmarks.written import WrittenTable, machine
+from benchmarks.written import WrittenTable, arguments_for, machine
 from fxprune.axes import Atom
 from fxprune.backends import Backend, Region, Settings, get_backend
 from fxprune.compiled import Compiled
@@ -32,6 +30,7 @@ from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.bake import bake
 from fxprune.passes.capture import capture
 from fxprune.passes.importance import magnitude
+from fxprune.passes.infer import Analysis
 from fxprune.passes.layers import find_layers
 from fxprune.passes.seen import Seen
 from fxprune.passes.slim import slim
@@ -45,12 +44,7 @@ Timer = Callable[[Backend, Sequence[Region]], Mapping[Region, float]]
 
 def main() -> None:
     """Run what the file does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = arguments_for(__doc__, NETWORKS)
     intro = __doc__.split("\n\n")[2].replace("\n", " ")
     heading = f"# Kernels alone and side by side\n\n{intro}\n\n{machine()}; one thread, batch 1."
     table = WrittenTable(arguments.out, heading, COLUMNS, keys=3)
@@ -69,12 +63,7 @@ def compare(network: str, backend: Backend) -> list[list[str]]:
     captured, analysis = bake(capture(model, inputs))
     layers = find_layers(captured.module, analysis)
     importance = magnitude(captured.module, analysis)
-    ladders = build_ladders(analysis, backend.alignment)
-    dense = {atom: ladder.widths[-1] for atom, ladder in ladders.items()}
-    half = {
-        atom: min(ladder.widths, key=lambda width: abs(width - ladder.widths[-1] / 2))
-        for atom, ladder in ladders.items()
-    }
+    dense, half = dense_and_half(backend, analysis)
 
     def profile(sizes: Mapping[Atom, int]) -> Profile:
         """Seconds of every layer that runs as one kernel."""
@@ -103,6 +92,17 @@ def compare(network: str, backend: Backend) -> list[list[str]]:
         spreads = (f"{pstdev(some):.2f}" for some in (off[0], change))
         rows.append([way, f"{len(wanted)}", *spreads, f"{1e3 * took / len(wanted):.0f}"])
     return rows
+
+
+def dense_and_half(backend: Backend, analysis: Analysis) -> tuple[dict[Atom, int], dict[Atom, int]]:
+    """All channels of every group, and about half of them."""
+    ladders = build_ladders(analysis, backend.alignment)
+    dense = {atom: ladder.widths[-1] for atom, ladder in ladders.items()}
+    half = {
+        atom: min(ladder.widths, key=lambda width: abs(width - dense[atom] / 2))
+        for atom, ladder in ladders.items()
+    }
+    return dense, half
 
 
 def alone(backend: Backend, regions: Sequence[Region]) -> dict[Region, float]:

@@ -11,7 +11,6 @@ run measured, which are to be none.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 import torchvision
 
 from benchmarks.latency_budget import NETWORKS
-from benchmarks.written import WrittenTable, machine
+from benchmarks.written import WrittenTable, arguments_for, machine
 from fxprune.cache import Cache
 from fxprune.prepare import Options, prepare
 
@@ -51,12 +50,7 @@ class Watch:
 
 def main() -> None:
     """Run what is asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
-    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = arguments_for(__doc__, NETWORKS)
     heading = "\n\n".join(
         [
             "# What latency tables cost",

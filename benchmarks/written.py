@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from fxprune.backends import available, get_backend
 from fxprune.files import write_text
@@ -14,6 +17,21 @@ def machine(device_type: str = "cpu") -> str:
     """What runs networks: the processor, and the version of every compiler that is there."""
     versions = dict.fromkeys(row.version for row in available() if row.version)
     return f"{get_backend('eager').device(device_type)}; {', '.join(versions)}"
+
+
+def arguments_for(document: str, networks: Sequence[str]) -> argparse.Namespace:
+    """Networks, backends and a file to write to, as given on the command line; for one thread.
+
+    Args:
+        document: of the program; its first line tells what it is for.
+        networks: those that are run where none is named.
+    """
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=networks)
+    parser.add_argument("--backends", nargs="+", default=("onnxruntime", "openvino"))
+    parser.add_argument("--out", type=Path, help="Markdown file to write to, row by row")
+    torch.set_num_threads(1)
+    return parser.parse_args()
 
 
 @dataclass

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 
 READINGS = 3
@@ -83,22 +82,11 @@ class Canary:
         return end - begin <= LOOSE * self._fastest
 
 
-@dataclass
-class Patience:
-    """Waits for quiet moments before some runs, for so many seconds in all."""
-
-    left: float
-
-    def wait(self) -> None:
-        """Wait until no neighbour slows this process down, or patience or ration are over."""
-        self.left -= _canary().wait(max(self.left, 0.0))
-
-
 def quiet_moments(count: int) -> Iterator[int]:
     """So many moments, of which as many are quiet as patience allows."""
-    patience = Patience(count * PATIENCE_OF_A_MOMENT)
+    patience = count * PATIENCE_OF_A_MOMENT
     for moment in range(count):
-        patience.wait()
+        patience -= _canary().wait(max(patience, 0.0))
         yield moment
 
 

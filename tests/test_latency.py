@@ -16,7 +16,7 @@ from fxprune.cache import Cache
 from fxprune.errors import BackendError
 from fxprune.gauges import LatencyGauge
 from fxprune.measurement import Measurement
-from fxprune.passes import kernels, latency, stairs, together
+from fxprune.passes import kernel_clock, kernels, latency, stairs, together
 from fxprune.passes.allocation.ladders import build_ladders
 from fxprune.passes.allocation.widths import Choices
 from fxprune.passes.capture import capture
@@ -58,7 +58,7 @@ def formula(monkeypatch):
     def measured(engine, inputs, timing):
         return SimpleNamespace(seconds=seconds_of(engine), spread=0.0)
 
-    monkeypatch.setattr(kernels, "measure", measured)
+    monkeypatch.setattr(kernel_clock, "measure", measured)
     return FormulaBackend()
 
 
@@ -285,7 +285,7 @@ def test_narrow_layers_have_no_room_for_stairs():
 @pytest.mark.parametrize("out", [64, 100])
 def test_tables_keep_the_stairs_and_need_few_measurements(out, formula, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        kernels, "measure", lambda engine, *_: SimpleNamespace(seconds=stepped(engine))
+        kernel_clock, "measure", lambda engine, *_: SimpleNamespace(seconds=stepped(engine))
     )
     model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, out, 1), nn.Conv2d(out, 2, 1))
     _, _, layers, choices = prepared(model, images(1))
@@ -301,7 +301,7 @@ def test_tables_keep_the_stairs_and_need_few_measurements(out, formula, monkeypa
 
 def test_more_is_measured_where_a_straight_line_misses(formula, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        kernels, "measure", lambda engine, *_: SimpleNamespace(seconds=engine.out_width**1.5)
+        kernel_clock, "measure", lambda engine, *_: SimpleNamespace(seconds=engine.out_width**1.5)
     )
     model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, 2, 1))
     _, _, layers, choices = prepared(model, images(1))
@@ -316,7 +316,7 @@ def test_more_is_measured_where_a_straight_line_misses(formula, monkeypatch, tmp
 def test_latencies_that_are_all_noise_still_make_a_table(formula, monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(
-        kernels, "measure", lambda *_: SimpleNamespace(seconds=rng.uniform(1e-4, 2e-4))
+        kernel_clock, "measure", lambda *_: SimpleNamespace(seconds=rng.uniform(1e-4, 2e-4))
     )
     model = nn.Sequential(nn.Conv2d(3, 160, 1), nn.Conv2d(160, 64, 1), nn.Conv2d(64, 2, 1))
     for seed in range(20):
@@ -434,8 +434,10 @@ def test_a_latency_that_is_not_clear_yet_is_measured_on():
 def test_kernels_are_timed_side_by_side_as_many_each_time(tmp_path):
     backend = Telling()
     tables = measured(backend, tmp_path)
-    assert {len(some) for some in backend.asked} == {together.TOGETHER}
-    assert all({*some} >= {*together.REFERENCES} for some in backend.asked)
+    references, *asked = backend.asked
+    assert {*references} == {*together.REFERENCES}
+    assert {len(some) for some in asked} == {together.TOGETHER}
+    assert all({*some} > {*references} for some in asked)
     assert tables[0].at({}) == pytest.approx(seconds_of(tables[0].layer.region))
 
 
@@ -506,23 +508,34 @@ def test_kernels_that_fail_together_are_told_at_the_pace_at_which_they_ran(tmp_p
     assert {len(some) for some in backend.asked} >= {32, 20}
 
 
-def test_kernels_are_timed_where_references_cannot_be(tmp_path):
+def test_kernels_are_timed_together_where_references_cannot_be_timed(tmp_path, caplog):
     backend = Telling(lambda regions: any(r in together.REFERENCES for r in regions))
     for table in measured(backend, tmp_path):
         assert slower(table) == pytest.approx(1.0)
+    assert max(len(some) for some in backend.asked if not backend.refused(some)) == 24
+    assert [r.levelname for r in caplog.records].count("WARNING") == 1
 
 
-def test_a_kernel_of_the_network_that_is_a_reference_is_timed_once(tmp_path):
-    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 8))
-    captured = capture(model, torch.randn(1, 512))
+def test_a_reference_that_a_network_has_as_well_keeps_its_time(tmp_path):
+    class Unsteady(Telling):
+        """Takes longer for one of the references, each time."""
+
+        def region_seconds(self, regions, settings, device):
+            told = super().region_seconds(regions, settings, device)
+            linear = together.REFERENCES[-1]
+            return [
+                len(self.asked) * seconds if region == linear else seconds
+                for region, seconds in zip(regions, told, strict=True)
+            ]
+
+    captured = capture(nn.Sequential(nn.Linear(512, 512)), torch.randn(1, 512))
     layers = find_layers(captured.module, infer(captured))
-    alone = replace(together.REFERENCES[-1], activation="relu")
-    assert layers[0].region == alone
-    backend = Slowing([2.0, 1.0])
+    assert layers[0].region == together.REFERENCES[-1]
     with Cache(tmp_path / "cache.sqlite") as cache:
-        plain = [replace(layer, region=replace(layer.region, activation=None)) for layer in layers]
-        tables = kernels.measure_layers(plain, Choices({}), backend, Settings(), "cpu", 8, cache)
-    assert slower(tables[0]) == pytest.approx(2.0)
+        (table,) = kernels.measure_layers(
+            layers, Choices({}), Unsteady(), Settings(), "cpu", 8, cache
+        )
+    assert table.at({}) == pytest.approx(seconds_of(layers[0].region))
 
 
 def test_where_no_reference_of_a_kind_was_timed_the_others_tell_the_pace():

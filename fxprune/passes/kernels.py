@@ -2,19 +2,14 @@
 
 First the stairs are found, once for each kind of layer (`stairs`). Then each layer is measured on
 the stairs: at its smallest, a middle and its dense width, and between these where the latency turns
-out not to be a straight line. Measurements are cached, and shared between layers and models. All
-are told at one pace of the machine, whatever it was when each was measured (`together`).
+out not to be a straight line (`kernel_clock` measures and caches).
 """
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,20 +17,15 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from fxprune.axes import Atom
-from fxprune.backends import profiles
 from fxprune.backends.base import Backend
 from fxprune.backends.region import Region
 from fxprune.backends.settings import Settings
-from fxprune.cache import Cache, Key
-from fxprune.errors import FxpruneError
-from fxprune.measure import PROTOCOL, Timing, measure
+from fxprune.cache import Cache
 from fxprune.passes import stairs
 from fxprune.passes.allocation.widths import Choices
+from fxprune.passes.kernel_clock import KernelClock
 from fxprune.passes.layers import Layer
 from fxprune.passes.stairs import Stairs
-from fxprune.passes.together import REFERENCES, batches, company, slowness
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Corners = tuple[tuple[int, ...], ...]
@@ -47,7 +37,6 @@ FINE = (0.25, 0.5, 0.75, 1.0)
 TOLERANCE = 0.03
 # Of a width, how far apart two measured ones must be to tell how steep it is between them.
 CLOSEST = 1 / 32
-KERNEL_TIMING = Timing(tolerance=0.02, min_samples=12, max_seconds=0.5, warm_up=0.005)
 # The widths that a probe does not vary need not be larger: the pattern is the same.
 WIDEST_PROBE = 256
 
@@ -89,136 +78,6 @@ class LayerLatency:
         return float(self(*map(np.array, self.layer.widths(sizes))))
 
 
-@dataclass
-class _Clock:
-    """Measures kernels, each once.
-
-    Attributes:
-        beside: kernels of the network that these are to run in.
-        known: seconds of kernels.
-        wanted: the layers that kernels are for.
-        references: seconds of those kernels by which others are told at one pace.
-    """
-
-    backend: Backend
-    settings: Settings
-    device: str
-    cache: Cache
-    step: Callable[[int, int], None] | None
-    beside: tuple[Region, ...]
-    known: dict[Region, float] = field(default_factory=dict)
-    wanted: dict[Region, Layer] = field(default_factory=dict)
-    references: dict[Region, float] = field(default_factory=dict)
-
-    def measure(self, wanted: Iterable[tuple[Region, Layer]]) -> None:
-        """Have all of these regions known; an error names the layer that one is for."""
-        self.wanted |= wanted
-        self.known |= self._recall(self.wanted.keys() - self.known.keys())
-        self._tell()
-        for batch in batches([region for region in self.wanted if region not in self.known]):
-            told = self._together(batch)
-            for region in batch:
-                seconds = told[region] if told else self._by_the_clock(region)
-                self.cache.put(self._key(region), {"seconds": seconds})
-                self.known[region] = seconds
-                self._tell()
-
-    def read(self, regions: Iterable[Region]) -> Array:
-        """Seconds of regions that are known."""
-        return np.array([self.known[region] for region in regions])
-
-    def _recall(self, regions: Iterable[Region]) -> dict[Region, float]:
-        """Seconds of those of these regions that the cache knows."""
-        some = [*regions]
-        found = self.cache.get_many([self._key(region) for region in some])
-        entries = zip(some, found, strict=True)
-        return {region: float(entry["seconds"]) for region, entry in entries if entry is not None}
-
-    def _key(self, region: Region) -> Key:
-        backend = self.backend
-        protocol = f"{PROTOCOL} {profiles.PROTOCOL}"
-        device, version = backend.device(self.device), backend.version()
-        return Key(device, backend.name, version, self.settings, region.signature(), protocol)
-
-    def _tell(self) -> None:
-        if self.step is not None:
-            self.step(len(self.known), len(self.wanted))
-
-    def _together(self, batch: Sequence[Region]) -> Mapping[Region, float] | None:
-        """Seconds of regions that run with as much company as a network has, if that is told."""
-        if len(self.references) < len(REFERENCES):
-            self._time_references()
-        network = dict.fromkeys((*self.known, *self.beside))
-        told = self._side_by_side(batch, company(batch, network.keys()))
-        own = {region: s for region, s in self.references.items() if region in batch}
-        return None if told is None else {**told, **own}
-
-    def _time_references(self) -> None:
-        """Have those references known that the cache does not know, if the backend can tell."""
-        self.references |= self._recall(REFERENCES)
-        missing = [region for region in REFERENCES if region not in self.references]
-        try:
-            found = self._side_by_side(missing, company(missing, REFERENCES)) if missing else {}
-        except FxpruneError as error:
-            logger.warning("Kernels are not told at one pace: %s", error)
-            return
-        for region, seconds in (found or {}).items():
-            self.cache.put(self._key(region), {"seconds": seconds})
-        self.references |= found or {}
-
-    def _side_by_side(
-        self, batch: Sequence[Region], others: Sequence[Region]
-    ) -> dict[Region, float] | None:
-        """Seconds of the regions of a batch in one model with others, if the backend can tell.
-
-        At the pace at which references were timed first; that of a kernel which cannot be timed
-        with them is not known.
-        """
-        some = [*batch, *REFERENCES, *others]
-        try:
-            told = self.backend.region_seconds(some, self.settings, self.device)
-        except FxpruneError as error:
-            logger.info("%d kernels together: %s", len(some), error)
-        else:
-            return None if told is None else self._at_one_pace(batch, some, told)
-        # One of them fails, and is to be found; or all of them are too many at once.
-        if others:
-            return self._side_by_side(batch, ())
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            halves = (self._side_by_side(half, ()) for half in (batch[:middle], batch[middle:]))
-            return {region: s for half in halves for region, s in (half or {}).items()}
-        with _naming(self.wanted.get(batch[0])):
-            told = self.backend.region_seconds(batch, self.settings, self.device)
-        return None if told is None else self._at_one_pace(batch, batch, told)
-
-    def _at_one_pace(
-        self, batch: Sequence[Region], some: Sequence[Region], told: Sequence[float]
-    ) -> dict[Region, float]:
-        timed = [*zip(some, told, strict=True)]
-        seconds = defaultdict[Region, list[float]](list)
-        for region, taken in timed:
-            seconds[region].append(taken)
-        return {r: fmean(seconds[r]) / slowness(r, timed, self.references) for r in batch}
-
-    def _by_the_clock(self, region: Region) -> float:
-        # Compiled one by one: it may take seconds, after which it is known and kept.
-        with _naming(self.wanted[region]):
-            engine = self.backend.compile_region(region, self.settings, self.device)
-            return measure(engine, region.inputs(self.device), KERNEL_TIMING).seconds
-
-
-@contextmanager
-def _naming(layer: Layer | None) -> Iterator[None]:
-    """An error names the layer, if the kernel is for one."""
-    try:
-        yield
-    except FxpruneError as error:
-        if layer is None:
-            raise
-        raise error.within(f"layer {layer.weight.removesuffix('.weight')}") from error
-
-
 def measure_layers(
     layers: Sequence[Layer],
     choices: Choices,
@@ -238,7 +97,7 @@ def measure_layers(
         beside: the layers of the network that these are to run in, if they are few.
     """
     others = tuple(layer.region for layer in beside)
-    clock = _Clock(backend, settings, device, cache, step, others)
+    clock = KernelClock(backend, settings, device, cache, step, others)
     coordinates = [_coordinates_of(layer, choices, multiple_of) for layer in layers]
     found = _find_stairs(layers, coordinates, clock)
     rounded = [
@@ -338,7 +197,7 @@ def _coordinates(layer: Layer, width_in: Any, width_out: Any, inner: Any) -> tup
 
 
 def _find_stairs(
-    layers: Sequence[Layer], coordinates: Sequence[Sequence[_Coordinate]], clock: _Clock
+    layers: Sequence[Layer], coordinates: Sequence[Sequence[_Coordinate]], clock: KernelClock
 ) -> dict[tuple[object, ...], Stairs]:
     """The stairs along each coordinate by kind of layer, measured on the widest of a kind.
 
