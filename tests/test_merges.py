@@ -14,7 +14,7 @@ from fxprune.backends import Backend
 from fxprune.compiled import Compiled
 from fxprune.errors import PlanMismatch, VerificationError
 from fxprune.measurement import Measurement
-from fxprune.passes import kernels, verify_merged
+from fxprune.passes import kernel_clock, verify_merged
 from fxprune.passes.allocate import plan_of
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.capture import capture
@@ -78,7 +78,7 @@ def paper(monkeypatch, tmp_path):
     def in_turn(networks, *rest):
         return {name: told(engines[0]) for name, engines in networks.items()}
 
-    monkeypatch.setattr(kernels, "measure", told)
+    monkeypatch.setattr(kernel_clock, "measure", told)
     monkeypatch.setattr(stopwatch, "measure_interleaved", in_turn)
     monkeypatch.setattr(
         stopwatch.Compiled, "of", lambda backend, settings, module, *rest: Compiled(module, None, 0)

@@ -14,7 +14,7 @@ from fxprune.axes import Atom
 from fxprune.backends import Settings
 from fxprune.backends.profiles import OVERHEAD
 from fxprune.cache import Cache
-from fxprune.passes import kernels, latency
+from fxprune.passes import kernel_clock, kernels, latency
 from fxprune.passes.blocks import find_blocks
 from fxprune.passes.seen import Correction, Seen, between_layers, nearest_of
 from fxprune.passes.slim import slim
@@ -42,7 +42,7 @@ def profile_of(layers, sizes):
 @pytest.fixture
 def setting(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        kernels,
+        kernel_clock,
         "measure",
         lambda engine, inputs, timing: SimpleNamespace(seconds=seconds_of(engine)),
     )
@@ -129,7 +129,7 @@ def test_what_was_seen_survives_json_and_a_change_of_pace(setting):
 def test_what_views_are_seen_to_take_is_counted_where_they_are(monkeypatch, tmp_path):
     """A channel shuffle is views to PyTorch, and a copy to most compilers."""
     monkeypatch.setattr(
-        kernels,
+        kernel_clock,
         "measure",
         lambda engine, inputs, timing: SimpleNamespace(seconds=seconds_of(engine)),
     )
