@@ -11,8 +11,9 @@ Unless one of them is near, a network is profiled that the tables would have jus
 *rehearsal* is what they were off by there. *Predicted* is what was said, then, of the first
 candidate; *first* is what it took; *later errors* are those of the tables after that was profiled
 too, and so on; *measured* is the slim model that was returned, compiled afresh and measured in turn
-with the dense one. All are shares of the dense latency. Rows that the file has already are not run
-again, so a run that was interrupted is taken up by the same command.
+with the dense one: until its interval is narrow and meets no limit of the window, or for three
+minutes. All are shares of the dense latency. Rows that the file has already are not run again, so a
+run that was interrupted is taken up by the same command.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -51,8 +53,8 @@ LOWEST = 0.97
 """The least share of the budget that a slim network is to use."""
 LEAST_SECONDS = 15.0
 """For which slim and dense are measured: a few seconds do not tell what changes within a minute."""
-MOST_SECONDS = 60.0
-"""For which they are measured on at most, until their ratio is clear."""
+MOST_SECONDS = 180.0
+"""For which they are measured on at most, until it is clear whether the budget was kept."""
 
 
 def main() -> None:
@@ -166,7 +168,8 @@ def row(
     rounds = [r for r in report.rounds if not r.rehearsal]
     final = Compiled.of(backend, settings, fxprune.finalize(slim, inputs), inputs)
     first = race(dense, final, inputs, lambda times: False, LEAST_SECONDS)
-    times = first if clear(first) else race(dense, final, inputs, clear, MOST_SECONDS, first)
+    is_clear = partial(clear, budget)
+    times = first if is_clear(first) else race(dense, final, inputs, is_clear, MOST_SECONDS, first)
     share = times.share
     return [
         f"{1e3 * times.dense.seconds:.2f}",
@@ -182,9 +185,16 @@ def row(
     ]
 
 
-def clear(times: Times) -> bool:
-    """Whether the share of the dense latency is known well enough."""
-    return times.share.is_known_to(CONFIRMED)
+def clear(budget: int, times: Times) -> bool:
+    """Whether the share of the dense latency is known, and whether it lies in the window.
+
+    Args:
+        budget: per cent.
+    """
+    share = times.share
+    limits = (LOWEST * budget / 100, budget / 100)
+    decided = not any(share.low <= limit <= share.high for limit in limits)
+    return decided and share.is_known_to(CONFIRMED)
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:

@@ -26,11 +26,12 @@ from fxprune.backends.settings import Settings
 from fxprune.errors import BackendError
 from fxprune.sizes import weight_bytes
 
-ENGINES = 4
-"""How often networks are set up that are compared, for every look at them."""
+ENGINES = 2
+"""How often networks are set up that are compared, for every look at them: many looks at few
+engines tell more than few looks at many."""
 KEPT = 8
 """How many are made of a network in all where memory is not freed."""
-SETTING_UP = 5.0
+SETTING_UP = 1.0
 """Seconds after which no further engines are made."""
 WEIGHTS = 2**28
 """Bytes of weights in all engines of a network over which no further one is made: each holds them

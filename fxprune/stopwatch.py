@@ -1,8 +1,8 @@
 """Latencies of whole networks, beside that of the dense one: looked at until they are known.
 
 Every look has engines of its own, and is one figure: how far these are apart tells what turns with
-the same engines cannot. Where networks are large, take long to set up, or never leave memory, there
-are few engines, which serve again: nothing tells how lucky these are.
+the same engines cannot. Where networks are large or never leave memory, there are few engines,
+which serve again: nothing tells how lucky these are.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ from fxprune.turns import Found, measure_interleaved
 
 LOOK_SECONDS = 2.0
 """How long networks take turns before their engines are set up anew: the pace of a shared machine
-is to have changed some times by then."""
+is to have changed some times by then. Where setting up takes longer, they do so as long."""
 LEAST_LOOKS = 4
 """Without which nothing is known: three are alike by chance too often, as is asked after each."""
-RENEWING = 0.5
-"""Share of the time that may go by with setting engines up anew; otherwise they are kept."""
 MOST_SECONDS = 36.0
 """For which a candidate is measured at most, each time that it is compiled; setting up included."""
 
@@ -175,20 +173,17 @@ def race(
 
 
 def looks(networks: Mapping[str, Compiled], inputs: tuple[Tensor, ...]) -> Iterator[Found]:
-    """Measure networks in turn, again and again, with engines that are set up anew.
+    """Measure networks in turn, again and again, each time with engines that are set up anew.
 
-    Where setting up takes longer than measuring does, several looks have the same engines; large
-    networks always have those that came from the compiler.
+    Large networks always have those that came from the compiler.
     """
-    setting_up, start = 0.0, time.perf_counter()
     engines: dict[str, tuple[Engine, ...]] = {}
     while True:
-        begin = time.perf_counter()
-        if not engines or setting_up <= RENEWING * (begin - start):
-            _let_go(engines)  # room for the next ones
-            engines.update(zip(networks, set_up(*networks.values()), strict=True))
-            setting_up += time.perf_counter() - begin
-        yield measure_interleaved(engines, inputs, LOOK_SECONDS)
+        _let_go(engines)  # room for the next ones
+        start = time.perf_counter()
+        engines.update(zip(networks, set_up(*networks.values()), strict=True))
+        setting_up = time.perf_counter() - start
+        yield measure_interleaved(engines, inputs, max(LOOK_SECONDS, setting_up))
 
 
 def _let_go(engines: dict[str, tuple[Engine, ...]]) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from fxprune import compiled, quiet, stopwatch, turns
+from fxprune import quiet, stopwatch, turns
 
 
 @pytest.fixture(scope="session", autouse=True)
 def little_measuring() -> Iterator[None]:
     """Tests ask how latencies are used, not how exact they are: measure less, and hardly wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "ENGINES", 2)
         patch.setattr(stopwatch, "MOST_SECONDS", 0.5)
         patch.setattr(turns, "LEAST_TURNS", 2)
         patch.setattr(stopwatch, "LOOK_SECONDS", 0.05)

@@ -298,32 +298,31 @@ def test_a_network_that_never_is_known_well_enough_is_looked_at_for_so_long() ->
     assert len(never(10 * stopwatch.LOOK_SECONDS).looks) > stopwatch.LEAST_LOOKS
 
 
-@pytest.mark.parametrize(("setting_up", "renewed"), [(0, "1111111"), (5, "1001010")])
-def test_every_look_has_new_engines_unless_that_takes_more_than_half_of_the_time(
-    setting_up: int, renewed: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("setting_up", "seconds"), [(0.01, 0.2), (0.3, 0.6)])
+def test_every_look_has_new_engines_and_takes_as_long_as_setting_these_up(
+    setting_up: float, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, made = 0.0, 0
+    took: list[float] = []
 
     def another() -> Engine:
         nonlocal now, made
         now, made = now + setting_up, made + 1
         return scripted(int)
 
-    def look(*_: object) -> None:
-        nonlocal now
-        now += 4
+    def look(engines: object, inputs: object, seconds: float) -> None:
+        took.append(seconds)
 
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(stopwatch, "measure_interleaved", look)
-    monkeypatch.setattr(compiled, "ENGINES", 2)
+    monkeypatch.setattr(stopwatch, "LOOK_SECONDS", 0.2)
     looks = stopwatch.looks({"some": Compiled(scripted(int), another, 1)}, INPUTS)
-    counts = [made // 2 for _ in islice(looks, len(renewed))]
-    new = np.diff([0, *counts])
-    assert "".join(map(str, new)) == renewed
+    counts = [made for _ in islice(looks, 3)]
+    assert counts == [compiled.ENGINES * (look + 1) for look in range(3)]
+    assert took == pytest.approx([seconds] * 3)
 
 
 def test_engines_are_gone_before_others_are_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch, "RENEWING", 1.0)
     here: list[int] = []
     alive = weakref.WeakSet[Any]()
 
