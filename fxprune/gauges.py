@@ -19,6 +19,7 @@ from fxprune.passes.allocation.widths import Choices, Tables
 from fxprune.passes.infer import Analysis
 from fxprune.passes.latency import LatencyModel
 from fxprune.passes.merge import merged
+from fxprune.passes.seen import is_familiar
 from fxprune.sizes import count_params, weight_bytes
 from fxprune.stopwatch import Times
 from fxprune.timed import Timed
@@ -31,9 +32,6 @@ ROUGHLY = 0.02
 CONFIRMED = 0.005
 """How well that of a candidate in the window is to be known when it is compiled once more, if this
 can be had in the time."""
-FAMILIAR = 0.1
-"""How far from its limit, as a share of it, the latency of a slim network may be whose profile
-tells enough of candidates."""
 
 
 class Gauge(ABC):
@@ -227,7 +225,7 @@ class LatencyGauge(TimedGauge):
 
     @property
     def familiar(self) -> bool:
-        near = (abs(some.seconds / self.limit - 1) <= FAMILIAR for some in self.timed.seen)
+        near = (is_familiar(some, self.limit) for some in self.timed.seen)
         return not self.timed.profile or any(near)
 
     def rehearse(self, slim: fx.GraphModule, allocation: Allocation) -> float:

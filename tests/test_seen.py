@@ -16,7 +16,7 @@ from fxprune.backends.profiles import OVERHEAD
 from fxprune.cache import Cache
 from fxprune.passes import kernel_clock, kernels, latency
 from fxprune.passes.blocks import find_blocks
-from fxprune.passes.seen import Correction, Seen, between_layers, nearest_of
+from fxprune.passes.seen import Correction, Seen, between_layers, corrections, nearest_of
 from fxprune.passes.slim import slim
 from tests.networks import images, small_resnet
 from tests.properties import plan_of
@@ -179,6 +179,28 @@ def test_nodes_between_layers_follow_the_network_with_the_nearest_latency():
     assert told(1.0) == {"mean": 0.1}
     assert told(0.42) == {"mean": 0.3}
     assert told(0.2) == {"mean": 0.2}
+
+
+def test_a_network_with_a_latency_near_what_is_asked_for_tells_alone_of_its_layers(setting):
+    *_, layers, choices, tables = setting
+    sizes = {atom: rung.widths[1] for atom, rung in choices.ladders.items()}
+    first, second, *others = layers
+    factors: dict[str, list[float]] = {}
+
+    def network(seconds, factor, those):
+        told = {t.layer.node: t.at(sizes) * factor for t in tables if t.layer in those}
+        kernels = tuple(((node,), taken) for node, taken in told.items())
+        return Seen(sizes, kernels, {}, seconds - sum(told.values()), frozenset(told))
+
+    far = network(0.5, 3.0, layers)
+    near = network(0.95, 2.0, [first, *others])
+    for seconds in (0.9, 0.7):
+        found = corrections(tables, [1.0] * len(tables), [near, far], seconds)
+        for layer in (first, second):
+            factor = found[layer.node](*map(np.array, layer.widths(sizes)[:2]))
+            factors.setdefault(layer.node, []).append(float(factor))
+    assert factors[first.node] == pytest.approx([2.0, 6.0**0.5], rel=0.01)
+    assert factors[second.node] == pytest.approx([3.0, 3.0], rel=0.01)
 
 
 def test_a_correction_holds_near_the_widths_that_were_seen():

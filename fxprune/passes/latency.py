@@ -139,11 +139,12 @@ def build_latency_model(
     known = sum(seconds) + sum(between.values()) + copies + overhead
     # The clock of the whole is what counts; profiles and kernels alone run ahead of it or behind.
     pace = dense_seconds / known if known else 1.0
-    nearest = nearest_of(seen, dense_seconds if near is None else near)
+    near = dense_seconds if near is None else near
+    nearest = nearest_of(seen, near)
     constant = pace * overhead if nearest is None else nearest.overhead
     total = Tables(choices.domains, constant=constant if known else dense_seconds)
     scales = [pace * s / k for s, k in zip(seconds, kernels, strict=True)]
-    corrected = corrections(tables, scales, seen)
+    corrected = corrections(tables, scales, seen, near)
     layers = tuple(
         Inside(table, scale, corrected.get(table.layer.node))
         for table, scale in zip(tables, scales, strict=True)

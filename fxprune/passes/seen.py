@@ -4,6 +4,10 @@ Kernels run at other speeds in a narrow network than in a wide one: what others 
 and how soon a kernel's weights are needed again, differ. So a layer's table is multiplied with what
 it was off by in the networks that were profiled, each weighted by how near its widths are: a factor
 of 1 far from all of them, which is where the table was put right in the dense network.
+
+Where a network is known whose latency is near, it alone tells of its layers, and of what lies
+between them. What one kernel seems to take too much in a profile others seem to take too little,
+for the whole is known: within one network that cancels, and parts of several do not add up.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ Tensors = Sequence[tuple[str, tuple[tuple[Axis, ...], ...]]]
 NEAR = 1e-3
 # The dense network is this far from slim ones even where a layer has its dense widths.
 DENSE = 0.5
+
+FAMILIAR = 0.1
+"""How far from what is asked for, as a share of it, the latency of a network may be that tells
+enough on its own."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +180,28 @@ class Correction:
 
 
 def corrections(
-    tables: Sequence[LayerLatency], scales: Sequence[float], seen: Iterable[Seen]
+    tables: Sequence[LayerLatency],
+    scales: Sequence[float],
+    seen: Sequence[Seen],
+    seconds: float,
 ) -> dict[str, Correction]:
     """By node, for those layers of which the networks tell something.
 
     Args:
         scales: what each table is multiplied with already.
+        seconds: of the networks that matter most.
     """
+    found = _corrections(tables, scales, seen)
+    nearest = nearest_of(seen, seconds)
+    if nearest and is_familiar(nearest, seconds):
+        # Others tell of those layers only that it has not.
+        found |= _corrections(tables, scales, [nearest])
+    return found
+
+
+def _corrections(
+    tables: Sequence[LayerLatency], scales: Sequence[float], seen: Iterable[Seen]
+) -> dict[str, Correction]:
     known = {t.layer.node: (t, scale) for t, scale in zip(tables, scales, strict=True)}
     found: dict[str, list[tuple[Array, float]]] = {}
     for network in seen:
@@ -202,6 +225,11 @@ def corrections(
 def nearest_of(seen: Sequence[Seen], seconds: float) -> Seen | None:
     """The network whose latency is nearest to `seconds`, the latest of those."""
     return min(reversed(seen), key=lambda some: abs(some.seconds - seconds), default=None)
+
+
+def is_familiar(network: Seen, seconds: float) -> bool:
+    """Whether a network tells enough of those that take `seconds`."""
+    return abs(network.seconds / seconds - 1) <= FAMILIAR
 
 
 def between_layers(
