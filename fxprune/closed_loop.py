@@ -32,8 +32,9 @@ Tell = Callable[[int, int], None]
 MOST_ROUNDS = 6
 RETREATS = 4
 RETREAT = 0.9
-"""Where none of these rounds kept the budgets: further ones, each with a lower aim for those that
-were exceeded. The only other network that surely keeps them is the smallest of all."""
+"""Where none of these rounds surely kept the budgets: further ones. As long as none kept them at
+all, each has a lower aim for those that were exceeded: the only other network that surely keeps
+them is the smallest of all."""
 PARTICULAR_ROUNDS = 5
 """After these, a candidate may lie close to the low end of the window."""
 
@@ -81,7 +82,7 @@ def close_the_loop(
             logger.info("rehearsal: %s", rounds[-1])
             allocator = build()
     for round_number in range(MOST_ROUNDS + RETREATS):
-        if round_number >= MOST_ROUNDS and best is not None:
+        if round_number >= MOST_ROUNDS and best and surely_keep(gauges, best.used):
             break
         tell(min(round_number, MOST_ROUNDS - 1), MOST_ROUNDS)
         before = tuple(tried.values())
@@ -108,7 +109,8 @@ def close_the_loop(
             if not gauge.surely_keeps(candidate.used[i]) and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
-            if candidate.used[i] > gauge.limit and round_number + 1 >= MOST_ROUNDS:
+            retreats = best is None and round_number + 1 >= MOST_ROUNDS
+            if retreats and candidate.used[i] > gauge.limit:
                 aims[i] *= RETREAT
         if any(learnt):
             allocator = build()

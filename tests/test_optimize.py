@@ -329,8 +329,16 @@ def test_the_loop_is_not_particular_for_ever(monkeypatch):
 
 def test_the_loop_takes_a_close_candidate_where_there_is_no_better_one(monkeypatch):
     monkeypatch.setattr(closed_loop, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(closed_loop, "RETREATS", 0)
     candidate, gauge = looped(0.6, Close)
     assert candidate.used[0] == 0.999 * gauge.limit
+
+
+def test_the_loop_goes_on_where_the_best_candidate_is_too_close(monkeypatch):
+    monkeypatch.setattr(closed_loop, "MOST_ROUNDS", 1)
+    candidate, gauge = looped(0.6, Close)
+    assert gauge.asked == 2
+    assert candidate.used[0] <= 0.9925 * gauge.limit
 
 
 class Unlucky(Crooked):
