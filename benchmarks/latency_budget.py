@@ -170,7 +170,7 @@ def row(
     first = race(dense, final, inputs, lambda times: False, LEAST_SECONDS)
     is_clear = partial(clear, budget)
     times = first if is_clear(first) else race(dense, final, inputs, is_clear, MOST_SECONDS, first)
-    share = times.share
+    share, (least, most) = times.share, window(budget)
     return [
         f"{1e3 * times.dense.seconds:.2f}",
         known,
@@ -181,7 +181,7 @@ def row(
         f"{100 * share.low:.1f} to {100 * share.high:.1f}",
         f"{len(rounds)}",
         f"{took:.0f}",
-        "yes" if LOWEST * budget <= 100 * share.value <= budget else "no",
+        "yes" if least <= 100 * share.value <= most else "no",
     ]
 
 
@@ -192,9 +192,13 @@ def clear(budget: int, times: Times) -> bool:
         budget: per cent.
     """
     share = times.share
-    limits = (LOWEST * budget / 100, budget / 100)
-    decided = not any(share.low <= limit <= share.high for limit in limits)
+    decided = not any(share.low <= limit / 100 <= share.high for limit in window(budget))
     return decided and share.is_known_to(CONFIRMED)
+
+
+def window(budget: int) -> tuple[float, float]:
+    """Per cent of the dense latency between which a slim network is to lie."""
+    return LOWEST * budget, budget
 
 
 def predicted(first: Round, dense: float) -> tuple[str, str, str]:
@@ -219,13 +223,15 @@ def size_of(error: str) -> float:
 
 def beyond(budget: int, measured: float) -> float:
     """How far outside of the window a latency lies, in points, as all in per cent of dense."""
-    return max(measured - budget, LOWEST * budget - measured)
+    least, most = window(budget)
+    return max(measured - most, least - measured)
 
 
 def lies_outside(budget: int, interval: str) -> bool:
     """Whether not even the interval of a latency, "58.9 to 59.4", meets the window."""
     low, high = map(float, interval.split(" to "))
-    return low > budget or high < LOWEST * budget
+    least, most = window(budget)
+    return low > most or high < least
 
 
 def summary(table: WrittenTable) -> str:

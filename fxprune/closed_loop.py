@@ -105,11 +105,11 @@ def close_the_loop(
         particular = round_number + 1 < PARTICULAR_ROUNDS
         if best and surely_keep(gauges, best.used) and _uses_enough(best, gauges, particular):
             break
+        retreats = best is None and round_number + 1 >= MOST_ROUNDS
         for i, gauge in enumerate(gauges):
             if not gauge.surely_keeps(candidate.used[i]) and not learnt[i]:
                 # Whatever the factor says, the next guess must not be the same again.
                 aims[i] *= 0.995
-            retreats = best is None and round_number + 1 >= MOST_ROUNDS
             if retreats and candidate.used[i] > gauge.limit:
                 aims[i] *= RETREAT
         if any(learnt):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.latency_budget import COLUMNS, summary
+from benchmarks.latency_budget import COLUMNS, clear, summary
 from benchmarks.written import WrittenTable
+from fxprune.measurement import Measurement
+from fxprune.stopwatch import Times
 
 
 def table(path: Path) -> WrittenTable:
@@ -85,3 +87,24 @@ def test_the_summary_counts_windows_refusals_and_errors() -> None:
     assert "with all of the interval, 1 refused" in told
     assert "2.0 % in the median" in told
     assert "4 minutes" in told
+
+
+@pytest.mark.parametrize(
+    ("share", "spread", "is_clear"),
+    [
+        (0.59, 0.001, True),
+        (0.61, 0.001, True),
+        (0.5995, 0.001, False),  # meets a limit
+        (0.5825, 0.001, False),
+        (0.591, 0.01, False),  # within the window, but hardly known
+    ],
+)
+def test_what_was_measured_is_clear_where_it_is_known_and_meets_no_limit(
+    share: float, spread: float, is_clear: bool
+) -> None:
+    def taking(seconds: float) -> Measurement:
+        return Measurement.of_turns([seconds] * 5, "cpu")
+
+    shares = (share * (1 - spread), share * (1 + spread)) * 4
+    times = Times(tuple((taking(1.0), taking(each)) for each in shares))
+    assert clear(60, times) is is_clear
