@@ -36,6 +36,7 @@ from fxprune.backends.signature import Signature
 from fxprune.backends.torch_tensorrt import refuse_fall_back
 from fxprune.errors import BackendError, BackendUnavailable, InputError
 from fxprune.measure import Timing, measure
+from tests.linear_networks import lively
 
 ONNX_BACKENDS = ["onnxruntime", "openvino"]
 CPU_BACKENDS = ["eager", *ONNX_BACKENDS, "inductor"]
@@ -600,6 +601,28 @@ def test_a_profile_counts_every_kernel_once_and_finds_its_node(name: str) -> Non
     assert len(generated) == len(set(generated))
     assert {"linear", "convolution"} <= seconds.keys()
     assert not [kernel for kernel in generated if "_bn" in kernel or "Gemm" in kernel]
+
+
+@every_onnx_backend
+def test_batch_norms_are_folded_before_a_graph_is_exported(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = needs(name)
+    exported: list[set[str]] = []
+    export = exporting.export
+
+    def spy(module: nn.Module, *rest: Any) -> torch.export.ExportedProgram:
+        exported.append({type(child).__name__ for child in module.modules()})
+        return export(module, *rest)
+
+    monkeypatch.setattr(exporting, "export", spy)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
+    captured = fx.symbolic_trace(lively(net).float())
+    inputs = (torch.randn(1, 3, 32, 32),)
+    engine = backend.compile(captured, inputs)
+    assert [kinds & {"Conv2d", "BatchNorm2d"} for kinds in exported] == [{"Conv2d"}]
+    torch.testing.assert_close(engine(*inputs), net(*inputs), rtol=1e-4, atol=1e-5)
+    assert type(captured.get_submodule("1")) is nn.BatchNorm2d
 
 
 def test_openvino_tells_what_a_call_takes_besides_its_kernels() -> None:

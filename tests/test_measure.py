@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune import compiled, sampler, stopwatch, turns
-from fxprune.backends import Engine, Region, Settings, get_backend
+from fxprune.backends import Backend, Engine, Region, Settings, get_backend
 from fxprune.backends.onnxruntime import OnnxRuntimeBackend
 from fxprune.backends.signature import Signature
 from fxprune.compiled import Compiled, set_up
@@ -455,6 +455,7 @@ def test_a_compiled_network_can_be_set_up_again(name: str) -> None:
 
 def test_where_engines_stay_in_memory_few_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeBackend, "frees_engines", False)
+    monkeypatch.setattr(OnnxRuntimeBackend, "copier", Backend.copier)  # it is loaded again
     monkeypatch.setattr(compiled, "KEPT", 3)
     backend = get_backend("onnxruntime")
     network = Compiled.of(backend, Settings(), nn.Linear(4, 4), (torch.randn(1, 4),))
@@ -470,6 +471,7 @@ def test_nothing_is_left_of_a_compiled_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(OnnxRuntimeBackend, "copier", Backend.copier)  # it is loaded again
     for name in ("eager", "onnxruntime"):
         Compiled.of(get_backend(name), Settings(), nn.Linear(4, 4), (torch.randn(1, 4),))
     assert not [*tmp_path.iterdir()]

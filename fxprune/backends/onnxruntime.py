@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,13 @@ class OnnxRuntimeBackend(Backend):
             return some.seconds(kernels, BORDERS)
 
         return self.attempt(f"time {described(regions)}", seconds)
+
+    def copier(self, engine: Engine) -> Callable[[], Engine]:
+        """Loading looks for what was recorded in the model, past all of its weights."""
+        assert isinstance(engine, OnnxRuntimeEngine)
+        model, settings, signature = engine.model, engine.settings, engine.signature
+        again = partial(self._engine, model, settings, signature)
+        return lambda: self.attempt("set the model up once more", again)
 
     def restore(self, path: Path) -> Engine:
         from fxprune.backends import onnx_model

@@ -13,7 +13,7 @@ import tempfile
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -32,12 +32,12 @@ from fxprune.backends.settings import Settings
 from fxprune.quiet import quiet_moments
 
 # Layers of a network that does next to nothing, their channels and the size of what they see; its
-# runs, and how often it is tried.
+# turns, and how often it is tried.
 LAYER = "layer"
 CHAIN = 60
 CHANNELS = 16
 SIZE = 7
-RUNS = 200
+TURNS = 100
 TRIALS = 3
 
 
@@ -99,23 +99,25 @@ def _cost_of_an_entry() -> float:
 
 
 def _logged_in_excess() -> float:
+    """A turn each of one layer, of many and of many that are logged, all in one quiet moment."""
     inputs = (torch.zeros(1, CHANNELS, SIZE, SIZE, dtype=torch.float32, device="cpu"),)
-    kernel = (_call_seconds(CHAIN, inputs) - _call_seconds(1, inputs)) / (CHAIN - 1)
-    logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, quiet_moments(RUNS))
+    sessions = [session_of(_chain(layers), options_for(Settings())) for layers in (1, CHAIN)]
+    arrays = feed(sessions[0], inputs)
+    calls: list[list[float]] = [[] for _ in sessions]
+
+    def turns() -> Iterator[int]:
+        for moment in quiet_moments(TURNS):
+            for session, taken in zip(sessions, calls, strict=True):
+                start = time.perf_counter()
+                session.run(None, arrays)
+                taken.append(time.perf_counter() - start)
+            yield moment
+
+    logged = LoggedSession(_chain(CHAIN), Settings()).logged(inputs, turns())
     # Not what the changes of layout at both ends take.
     layers = [typical(runs) for name, runs in logged.items() if name.startswith(LAYER)]
-    return fmean(layers) - kernel
-
-
-def _call_seconds(layers: int, inputs: tuple[Tensor, ...]) -> float:
-    session = session_of(_chain(layers), options_for(Settings()))
-    arrays = feed(session, inputs)
-    taken = []
-    for _ in quiet_moments(RUNS):
-        start = time.perf_counter()
-        session.run(None, arrays)
-        taken.append(time.perf_counter() - start)
-    return float(np.quantile(taken, 0.1))
+    one, many = (float(np.quantile(taken, 0.1)) for taken in calls)
+    return fmean(layers) - (many - one) / (CHAIN - 1)
 
 
 def _chain(layers: int) -> bytes:
