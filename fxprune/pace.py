@@ -87,10 +87,6 @@ class Pace:
         reach = 1 / len(looks) + away**2 / (trend.spread + LITTLE)
         return interval_of(ratios + trend.slope * (math.log(self.seconds) - paces), reach)
 
-    def after(self, looks: Looks) -> Pace:
-        """This pace for those who look at other networks, knowing what these looks tell."""
-        return Pace(self.seconds, Trend.total([self.trend, Trend.of(looks)]))
-
 
 def _paces(looks: Looks) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.log([dense.seconds for dense, _ in looks])

@@ -17,7 +17,6 @@ from fxprune import plain
 from fxprune.errors import InputError
 from fxprune.files import atomic_path
 from fxprune.measurement import Interval, Measurement
-from fxprune.pace import Pace
 from fxprune.rounds import Round
 from fxprune.units import format_bytes, format_count, format_seconds
 
@@ -97,8 +96,7 @@ class Report:
     a function was called, the dense network included. `baked` are the parameters that hold what the
     dense network computes from others in each call. `tabled` are the seconds of both sides on
     another machine, as tables measured there tell. `share` is slim over dense latency, as measured
-    in turn and told for the pace of the machine that is `pace`, by how it was seen to follow that:
-    the quotient of both sides' may differ a little. `limits` is what each budget comes to,
+    in turn: the quotient of both sides' may differ a little. `limits` is what each budget comes to,
     in the units of `rounds`: a share of the dense network is one of what it used before the first
     round.
     """
@@ -119,7 +117,6 @@ class Report:
     baked: tuple[str, ...] = ()
     tabled: tuple[float, float] | None = None
     share: Interval | None = None
-    pace: Pace | None = None
 
     @property
     def speedup(self) -> float | None:

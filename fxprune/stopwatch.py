@@ -143,13 +143,12 @@ class Stopwatch:
     def _race(self, enough: Callable[[Times], bool], before: Times | None) -> Times:
         """The dense network and the latest candidate, measured in turn.
 
-        Their ratio is told for the pace that the machine had in the mean until now.
+        Their ratio is told for the pace at which the dense network was measured at the start.
         """
         assert self.latest is not None, "a candidate is compiled first"
-        seen = [dense.seconds for times in self.taken for dense, _ in times.looks]
         others = tuple(times for times in self.taken if times is not before)
         trend = Trend.total(Trend.of(times.looks) for times in others)
-        pace = Pace(mean_of([self.dense.seconds, *seen]).value, trend)
+        pace = Pace(self.dense.seconds, trend)
         slim = self.latest.compiled
         found = race(self.compiled, slim, self.inputs, enough, MOST_SECONDS, before, pace)
         self.taken = (*others, found)

@@ -66,7 +66,6 @@ def summarise(
         merged=tuple(map(str, allocation.merged)),
         tabled=tabled,
         share=times.share if times else None,
-        pace=times.pace.after(times.looks) if times and times.pace else None,
         rounds=candidate.rounds,
         limits=choice.limits,
     )

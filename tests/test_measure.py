@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from statistics import geometric_mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -524,19 +523,15 @@ def test_a_network_that_is_looked_at_again_is_set_up_afresh_and_measured_further
     assert watch.times[slim] is both
 
 
-def mean_pace(watch: Stopwatch, times: stopwatch.Times) -> float:
-    return geometric_mean([watch.dense.seconds, *(dense.seconds for dense, _ in times.looks)])
-
-
-def test_every_network_is_told_for_the_pace_until_then_and_by_all_that_was_seen(
+def test_every_network_is_told_for_the_pace_of_the_dense_one_and_by_all_that_was_seen(
     set_ups: _SetUps,
 ) -> None:
     dense, slim, another = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(3))
     watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
     first = watch.time(slim, lambda times: True)
-    assert first.pace == Pace(pytest.approx(watch.dense.seconds))
+    assert first.pace == Pace(watch.dense.seconds)
     both = watch.again(slim, lambda times: True)
-    assert both.pace == Pace(pytest.approx(mean_pace(watch, first)))  # itself is no other network
+    assert both.pace == Pace(watch.dense.seconds)  # its own looks are no other network's
     other = watch.time(another, lambda times: True)
-    assert other.pace == Pace(pytest.approx(mean_pace(watch, both)), Trend.of(both.looks))
+    assert other.pace == Pace(watch.dense.seconds, Trend.of(both.looks))
     assert watch.taken == (both, other)

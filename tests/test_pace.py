@@ -50,10 +50,3 @@ def test_a_trend_is_that_within_networks_not_between_them() -> None:
     slower = looks(0.6, 0.0, paces=(1.0, 1.1)), looks(0.3, 0.0, paces=(2.0, 2.1))
     assert Trend.total(map(Trend.of, slower)).slope == pytest.approx(0.0, abs=1e-12)
     assert Trend.total([]).slope == 0.0
-
-
-def test_what_looks_tell_counts_for_the_next_network() -> None:
-    known = Pace(1.0).after(looks(0.6, 0.2))
-    assert known.seconds == 1.0
-    measured = looks(0.4, 0.2, paces=(1.2,) * 4)
-    assert known.ratio(measured).value == pytest.approx(0.4, rel=0.005)
