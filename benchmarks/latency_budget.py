@@ -11,8 +11,8 @@ Unless one of them is near, a network is profiled that the tables would have jus
 *rehearsal* is what they were off by there. *Predicted* is what was said, then, of the first
 candidate; *first* is what it took; *later errors* are those of the tables after that was profiled
 too, and so on; *measured* is the slim model that was returned, compiled afresh and measured in turn
-with the dense one, and told for the same pace of the machine: until its interval is narrow and
-meets no limit of the window, or for three minutes. All are shares of the dense latency. Rows that the file has already are not run again, so a
+with the dense one: until its interval is narrow and meets no limit of the window, or for three
+minutes. All are shares of the dense latency. Rows that the file has already are not run again, so a
 run that was interrupted is taken up by the same command.
 """
 
@@ -38,7 +38,6 @@ from fxprune.backends import Backend, Settings, get_backend
 from fxprune.backends.settings import Precision
 from fxprune.compiled import Compiled
 from fxprune.gauges import CONFIRMED
-from fxprune.pace import Pace
 from fxprune.rounds import Round
 from fxprune.stopwatch import Times, race
 
@@ -168,12 +167,9 @@ def row(
     rehearsal = [f"{off_by(r):+.1f} %" for r in report.rounds if r.rehearsal] or ["-"]
     rounds = [r for r in report.rounds if not r.rehearsal]
     final = Compiled.of(backend, settings, fxprune.finalize(slim, inputs), inputs)
-    # At the pace for which the loop was asked: what it is now may be another one.
-    pace = Pace(whole)
-    first = race(dense, final, inputs, lambda times: False, LEAST_SECONDS, pace=pace)
+    first = race(dense, final, inputs, lambda times: False, LEAST_SECONDS)
     is_clear = partial(clear, budget)
-    more = partial(race, dense, final, inputs, is_clear, MOST_SECONDS, first, pace)
-    times = first if is_clear(first) else more()
+    times = first if is_clear(first) else race(dense, final, inputs, is_clear, MOST_SECONDS, first)
     share, (least, most) = times.share, window(budget)
     return [
         f"{1e3 * times.dense.seconds:.2f}",

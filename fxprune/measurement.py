@@ -139,22 +139,15 @@ def ratio(numerator: Measurement, denominator: Measurement) -> float:
 
 
 def mean_of(looks: Sequence[float]) -> Interval:
-    """The geometric mean of figures that were found independently, and how well it is known."""
-    return interval_of(np.log(looks), 1 / len(looks))
-
-
-def interval_of(logarithms: NDArray[np.float64], variance: float) -> Interval:
-    """What figures come to that were found independently, of which these are the logarithms.
+    """The geometric mean of figures that were found independently, and how well it is known.
 
     The interval is Student's (Biometrika 6, 1908), of the logarithms: without end, for one figure.
-
-    Args:
-        variance: of their mean, as a share of that of one figure.
     """
-    mean, count = float(logarithms.mean()), len(logarithms)
+    logarithms = np.log(looks)
+    mean, count = float(logarithms.mean()), len(looks)
     if count < 2:
         return Interval(math.exp(mean), 0.0, math.inf)
-    error = float(logarithms.std(ddof=1)) * math.sqrt(variance)
+    error = float(logarithms.std(ddof=1)) / math.sqrt(count)
     reach = error * float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
     return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
 

@@ -22,7 +22,6 @@ from fxprune.backends.settings import Settings
 from fxprune.compiled import Compiled, set_up
 from fxprune.finalize import finalize
 from fxprune.measurement import Interval, Measurement, mean_of, pooled, ratio
-from fxprune.pace import Looks, Pace, Trend
 from fxprune.turns import Found, measure_interleaved
 
 LOOK_SECONDS = 2.0
@@ -40,11 +39,9 @@ class Times:
 
     Attributes:
         looks: at both of them.
-        pace: of the machine that their ratio is told for; None: that of the looks.
     """
 
-    looks: Looks
-    pace: Pace | None = None
+    looks: tuple[tuple[Measurement, Measurement], ...]
 
     @cached_property
     def dense(self) -> Measurement:
@@ -64,9 +61,7 @@ class Times:
     @cached_property
     def share(self) -> Interval:
         """Slim over dense latency."""
-        if self.pace is None:
-            return mean_of([ratio(slim, dense) for dense, slim in self.looks])
-        return self.pace.ratio(self.looks)
+        return mean_of([ratio(slim, dense) for dense, slim in self.looks])
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,6 @@ class Stopwatch:
         dense: its latency.
         times: what was measured of candidates, as long as they are there.
         latest: the candidate that was measured last.
-        taken: what was measured of all candidates.
     """
 
     backend: Backend
@@ -103,7 +97,6 @@ class Stopwatch:
     dense: Measurement
     times: WeakKeyDictionary[fx.GraphModule, Times] = field(default_factory=WeakKeyDictionary)
     latest: Deployed | None = None
-    taken: tuple[Times, ...] = ()
 
     @staticmethod
     def start(
@@ -141,18 +134,10 @@ class Stopwatch:
         return self.times[slim]
 
     def _race(self, enough: Callable[[Times], bool], before: Times | None) -> Times:
-        """The dense network and the latest candidate, measured in turn.
-
-        Their ratio is told for the pace at which the dense network was measured at the start.
-        """
+        """The dense network and the latest candidate, measured in turn."""
         assert self.latest is not None, "a candidate is compiled first"
-        others = tuple(times for times in self.taken if times is not before)
-        trend = Trend.total(Trend.of(times.looks) for times in others)
-        pace = Pace(self.dense.seconds, trend)
         slim = self.latest.compiled
-        found = race(self.compiled, slim, self.inputs, enough, MOST_SECONDS, before, pace)
-        self.taken = (*others, found)
-        return found
+        return race(self.compiled, slim, self.inputs, enough, MOST_SECONDS, before)
 
     def _compiled(self, slim: fx.GraphModule) -> Deployed:
         self.latest = None  # room for the next one
@@ -168,7 +153,6 @@ def race(
     enough: Callable[[Times], bool],
     max_seconds: float,
     before: Times | None = None,
-    pace: Pace | None = None,
 ) -> Times:
     """Look at two networks until that is `enough`, a few times at least.
 
@@ -177,13 +161,12 @@ def race(
         max_seconds: after which to stop in any case, but for the least number of looks. Setting
             engines up takes its part of that.
         before: what was measured of them before; it counts as well.
-        pace: of the machine that their ratio is told for; None: that of the looks.
     """
     stop = time.perf_counter() + max_seconds
     taken = []
     for found in looks({"dense": dense, "slim": slim}, inputs):
         taken.append((found["dense"], found["slim"]))
-        times = Times((*(before.looks if before else ()), *taken), pace)
+        times = Times((*(before.looks if before else ()), *taken))
         if len(taken) >= LEAST_LOOKS and (time.perf_counter() >= stop or enough(times)):
             return times
     raise AssertionError("looks have no end")

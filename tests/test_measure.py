@@ -28,7 +28,6 @@ from fxprune.compiled import Compiled, set_up
 from fxprune.errors import BackendError, InputError, MeasurementError
 from fxprune.measure import Timing, measure
 from fxprune.measurement import STEADY, Interval, Measurement, mean_of, pooled, ratio
-from fxprune.pace import Pace, Trend
 from fxprune.stopwatch import Stopwatch
 from fxprune.turns import measure_interleaved
 
@@ -521,17 +520,3 @@ def test_a_network_that_is_looked_at_again_is_set_up_afresh_and_measured_further
     assert both.looks[: len(first.looks)] == first.looks
     assert len(both.looks) == len(first.looks) + stopwatch.LEAST_LOOKS
     assert watch.times[slim] is both
-
-
-def test_every_network_is_told_for_the_pace_of_the_dense_one_and_by_all_that_was_seen(
-    set_ups: _SetUps,
-) -> None:
-    dense, slim, another = (fx.symbolic_trace(nn.Linear(1, 1)) for _ in range(3))
-    watch = Stopwatch.start(get_backend("eager"), Settings(), dense, INPUTS)
-    first = watch.time(slim, lambda times: True)
-    assert first.pace == Pace(watch.dense.seconds)
-    both = watch.again(slim, lambda times: True)
-    assert both.pace == Pace(watch.dense.seconds)  # its own looks are no other network's
-    other = watch.time(another, lambda times: True)
-    assert other.pace == Pace(watch.dense.seconds, Trend.of(both.looks))
-    assert watch.taken == (both, other)
